@@ -38,6 +38,8 @@ class Run:
         timeout: Seconds after which the run aborts itself, once ``watched`` is entered; None: never.
         log: Where components log; by default ``pgsnap.run``.
         progress: Called often, from several threads; it must be quick and must not raise.
+        encrypted: Whether something in the pipeline encrypts. Where nothing does, a dumper leaves secrets such as role
+            passwords out.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Run:
         timeout: float | None = None,
         log: logging.Logger | None = None,
         progress: Progress = _silent,
+        encrypted: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.id = id
@@ -55,6 +58,7 @@ class Run:
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.log = log or logging.getLogger("pgsnap.run")
         self.progress = progress
+        self.encrypted = encrypted
         self._lock = threading.Lock()
         self._reason: str | None = None
         self._children: list[Child] = []
