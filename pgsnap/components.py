@@ -1,9 +1,9 @@
 """The four kinds of component: the contracts between pgsnap and its plugins.
 
-A component is one class with ``@attrs.frozen(kw_only=True)``: ``name`` and the like are class variables, its fields are its options
-(TOML key = field name), its methods the behaviour. It is frozen, reusable, picklable, and safe to use from several threads at
-once: what belongs to one stream lives in that stream's generator, what belongs to one dump in its context manager. It holds no
-connection. A field that must not be seen has the type ``Secret``.
+A component is one class with ``@attrs.frozen(kw_only=True)``: ``name`` and the like are class variables, its fields are its
+options (TOML key = field name), its methods the behaviour. It is frozen, reusable, picklable, and safe to use from several
+threads at once: what belongs to one stream lives in that stream's generator, what belongs to one dump in its context manager.
+It holds no connection. A field that must not be seen has the type ``Secret``.
 
 A component imports its heavy libraries where it uses them, not at the top of its module.
 """
@@ -60,8 +60,8 @@ class Component(ABC):
 class Artifact:
     """A named stream of a dump.
 
-    ``open()`` gives the stream, once, when it is consumed; ``expected`` is a guess of its size in bytes; ``compressed`` says that its
-    bytes are compressed already, so that a transform that compresses steps aside.
+    ``open()`` gives the stream, once, when it is consumed; ``expected`` is a guess of its size in bytes; ``compressed`` says
+    that its bytes are compressed already, so that a transform that compresses steps aside.
     """
 
     name: str = attrs.field()
@@ -82,8 +82,8 @@ class Dump:
     after the last artifact has ended, so a dumper may go on adding to it until then. It goes into the manifest: no secret, no
     host, no user, no table name.
 
-    Facts that the core understands, all optional: ``identity`` (a mapping that tells one database from another), ``totals`` (numbers
-    such as ``tables`` and ``rows``), ``notes`` (a list of sentences that the report shows).
+    Facts that the core understands, all optional: ``identity`` (a mapping that tells one database from another), ``totals``
+    (numbers such as ``tables`` and ``rows``), ``notes`` (a list of sentences that the report shows).
     """
 
     artifacts: Sequence[Artifact]
@@ -216,8 +216,15 @@ class Transform(Component):
         """Return the shell filter that decodes, such as ``zstd -dc``, or None if the bytes are unchanged."""
         return None
 
+    def needs(self, facts: Facts) -> str:
+        """Return what a person must have to run ``command``, such as a program and a key, for RECOVER.txt; empty: nothing."""
+        return ""
+
     def sidecars(self, filename: str, facts: Facts) -> Mapping[str, bytes]:
-        """Return small files to lie beside the stored one: name to content; ``filename`` is the final stored name."""
+        """Return small files to lie beside the stored one: name to content; ``filename`` is the final stored name.
+
+        Asked only of transforms after which nothing changes the bytes any more, and if the artifact is one object.
+        """
         return {}
 
     @classmethod

@@ -97,9 +97,7 @@ class ProcessError(PgsnapError):
     ended it; None: it was not started), ``stderr`` the end of what it wrote there, at most 8 KiB.
     """
 
-    def __init__(
-        self, message: str = "", argv: Sequence[str] = (), status: int | None = None, stderr: str = ""
-    ) -> None:
+    def __init__(self, message: str = "", argv: Sequence[str] = (), status: int | None = None, stderr: str = "") -> None:
         super().__init__(message)
         self.argv = tuple(argv)
         self.status = status

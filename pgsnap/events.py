@@ -17,8 +17,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Event:
     """One milestone of a run.
 
-    ``kind`` is ``started``, ``succeeded``, ``partial`` (done, but a store was lost or the quorum missed) or ``failed``; ``time`` is
-    UTC; ``text`` is one sentence for a person, free of secrets; ``report`` is the run's report, once there is one.
+    ``kind`` is ``started``, ``succeeded``, ``partial`` (done, but a store was lost or the quorum missed) or ``failed``;
+    ``time`` is UTC; ``text`` is one sentence for a person, free of secrets; ``report`` is the run's report, once there is
+    one.
     """
 
     kind: Kind

@@ -1,7 +1,7 @@
 """The hooks by which a package gives its components to pgsnap.
 
-A plugin is a module named by an entry point of the group ``pgsnap``. It implements any of these with ``@pgsnap.hookimpl`` and returns
-classes, not objects: what the options are is decided by the person who configures a pipeline.
+A plugin is a module named by an entry point of the group ``pgsnap``. It implements any of these with ``@pgsnap.hookimpl`` and
+returns classes, not objects: what the options are is decided by the person who configures a pipeline.
 """
 
 from __future__ import annotations

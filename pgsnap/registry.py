@@ -181,11 +181,7 @@ class Registry:
     def store_for(self, url: str) -> type[Store]:
         """Return the class that serves a URL: the plugin that claims its scheme, else the general fsspec store."""
         scheme = url.partition("://")[0] if "://" in url else "file"
-        found = [
-            item
-            for item in self._all()
-            if item.kind == "store" and scheme in cast("type[Store]", item.component).schemes
-        ]
+        found = [item for item in self._all() if item.kind == "store" and scheme in cast("type[Store]", item.component).schemes]
         if not found:
             return cast("type[Store]", self.get("store", "fsspec"))
         return cast("type[Store]", self._only("store", f"{scheme}://", found))

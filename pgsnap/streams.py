@@ -327,9 +327,7 @@ class _WorkerOutput(io.RawIOBase):
             self._exchange.put_output(data)
 
 
-def through_thread(
-    chunks: Chunks, work: Callable[[IO[bytes], IO[bytes]], object], *, bound: int = 4 * CHUNK
-) -> Stream:
+def through_thread(chunks: Chunks, work: Callable[[IO[bytes], IO[bytes]], object], *, bound: int = 4 * CHUNK) -> Stream:
     """Run a stream through a library that takes a reader and a writer, such as ``pyrage.encrypt_io``.
 
     ``work(reader, writer)`` runs in a thread of its own. The reader is fed from memory, without a system call or a lock per
@@ -364,11 +362,7 @@ def through_thread(
     try:
         while True:
             with exchange.changed:
-                while not (
-                    exchange.out
-                    or exchange.done
-                    or (not exchange.ended and exchange.into_size < exchange.bound)
-                ):
+                while not (exchange.out or exchange.done or (not exchange.ended and exchange.into_size < exchange.bound)):
                     exchange.changed.wait()
                 ready = exchange.out.popleft() if exchange.out else None
                 if ready is not None:
@@ -549,9 +543,7 @@ def fan_out(
             changed.notify_all()
 
     threads = [
-        threading.Thread(
-            target=contextvars.copy_context().run, args=(consume, number), daemon=True, name=f"fan-out-{number}"
-        )
+        threading.Thread(target=contextvars.copy_context().run, args=(consume, number), daemon=True, name=f"fan-out-{number}")
         for number in range(len(consumers))
     ]
     for thread in threads:

@@ -65,8 +65,8 @@ Level: TypeAlias = Literal["ok", "info", "warning", "error"]
 class Finding:
     """One thing that preflight or doctor has seen.
 
-    ``level`` is ``ok``, ``info``, ``warning`` or ``error`` (an error means the run would fail); ``subject`` names what was looked at;
-    ``remedy`` is the next step, and empty where none is needed.
+    ``level`` is ``ok``, ``info``, ``warning`` or ``error`` (an error means the run would fail); ``subject`` names what was
+    looked at; ``remedy`` is the next step, and empty where none is needed.
     """
 
     level: Level

@@ -1,0 +1,289 @@
+"""A backup run: one dump, all stores, and a manifest as the very last thing.
+
+    running.json -> artifacts (dump -> stages -> every store at once) -> sidecars, RECOVER.txt -> look again -> manifest.json
+
+A store that fails on the way is dropped and its part of this backup is removed; the others go on. Whatever ends the run before a
+manifest is written leaves nothing that counts, and as far as the stores can be reached, nothing at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+
+import pgsnap
+from pgsnap.components import Artifact, Notifier, Store
+from pgsnap.errors import ConfigError, Denied, PgsnapError, StoreError
+from pgsnap.events import Event, Kind
+from pgsnap.manifest import (
+    MANIFEST,
+    RECOVER,
+    RUNNING,
+    ArtifactRecord,
+    FileRecord,
+    Manifest,
+    ObjectRecord,
+    StageRecord,
+    folder,
+)
+from pgsnap.process import watch
+from pgsnap.recover import recover_text
+from pgsnap.reports import BackupReport, StoreResult
+from pgsnap.run import Progress, Run
+from pgsnap.stages import Encoding, finder
+from pgsnap.store_set import Limits, StoreSet
+from pgsnap.streams import Chunks, Tap, drain, fan_out, take
+from pgsnap.types import format_size, new_backup_id, plain_mapping
+
+if TYPE_CHECKING:
+    from pgsnap.pipeline import Pipeline
+
+__all__ = ["backup"]
+
+REFRESH = 600.0
+"""Seconds between two refreshments of running.json."""
+NOTIFY_SECONDS = 60.0
+"""Seconds that all notifiers together have for one event."""
+
+
+def backup(pipeline: Pipeline, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
+    """Back a pipeline up once.
+
+    Returns:
+        The report. The backup exists in at least one store, and in as many as the quorum asks for.
+
+    Raises:
+        PgsnapError: no backup was made, or it is in fewer stores than the quorum; ``report`` tells which.
+    """
+    started = now or datetime.now(UTC)
+    run = Run(pipeline.name, new_backup_id(started), timeout=pipeline.timeout)
+    run.encrypted = any(transform.encrypts for transform in pipeline.transforms)
+    if progress is not None:
+        run.progress = progress
+    return _Backup(pipeline, run, started).run_it()
+
+
+class _Backup:
+    """The state of one run: what was written where."""
+
+    def __init__(self, pipeline: Pipeline, run: Run, started: datetime) -> None:
+        self.pipeline = pipeline
+        self.run = run
+        self.started = started
+        self.prefix = folder(pipeline.name, run.id)
+        self.stores = StoreSet(pipeline.stores, run, pipeline.limits)
+        self.written: list[str] = []
+        self.manifest: Manifest | None = None
+        self.committed: set[int] = set()
+        self.notify_errors: list[str] = []
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run_it(self) -> BackupReport:
+        if not self.pipeline.stores:
+            raise ConfigError(f"pipeline {self.pipeline.name!r} has no store; give it at least one.")
+        log = self.run.log
+        log.info("%s: backup %s begins", self.pipeline.name, self.run.id)
+        self.notify("started", f"{self.pipeline.name}: backup {self.run.id} begins.")
+        try:
+            with self.run.watched():
+                self.put_small(RUNNING, self.running_text())
+                with watch(self.refresh, REFRESH, name="running"):
+                    self.take()
+                self.commit()
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, PgsnapError):
+                error.report = self.report()
+                self.notify("failed", f"{self.pipeline.name}: no backup was made. {error}", error.report)
+                error.report = self.report()
+            elif isinstance(error, Exception):
+                self.notify("failed", f"{self.pipeline.name}: no backup was made. {type(error).__name__}", self.report())
+            raise
+        self.discard()
+        report = self.report()
+        kind: Kind = "succeeded" if report.exit_code == 0 else "partial"
+        self.notify(kind, report.text, report)
+        report = self.report()
+        if report.exit_code == 1:
+            failed = StoreError(f"{report.text}\nkept in: {', '.join(report.kept_in)}")
+            failed.report = report
+            raise failed
+        return report
+
+    def take(self) -> None:
+        """Dump every artifact into every store, then write what lies beside them and make the manifest."""
+        with self.pipeline.dump.dump(self.run) as dump:
+            records, files = [], []
+            for artifact in dump.artifacts:
+                record, sidecars = self.take_artifact(artifact)
+                records.append(record)
+                files += [self.put_small(name, content) for name, content in sidecars.items()]
+        dumper = self.pipeline.dump
+        manifest = Manifest(
+            id=self.run.id,
+            pipeline=self.pipeline.name,
+            started=self.started,
+            ended=datetime.now(UTC),
+            pgsnap=pgsnap.__version__,
+            dumper=StageRecord(name=dumper.name, version=dumper.version, facts=plain_mapping(dump.facts)),
+            artifacts=tuple(records),
+            files=tuple(files),
+        )
+        text = recover_text(manifest, dumper, finder(self.pipeline.transforms, None))
+        files.append(self.put_small(RECOVER, text.encode()))
+        self.manifest = attrs.evolve(manifest, files=tuple(files))
+
+    def take_artifact(self, artifact: Artifact) -> tuple[ArtifactRecord, dict[str, bytes]]:
+        """Pump one artifact through the stages into the stores."""
+        encoding = Encoding(self.pipeline.transforms, artifact.compressed)
+        name = artifact.name + encoding.suffix
+        plain = Tap()
+        objects: list[ObjectRecord] = []
+        with contextlib.ExitStack() as stack:
+            source = artifact.open()
+            stack.callback(source.close)
+            counted = plain.through(source)
+            stack.callback(counted.close)
+            encoded = iter(encoding.encode(counted, stack))
+            rest: list[bytes] = []
+            while not objects or rest:
+                key = name if not objects else f"{name}.{len(objects):03d}"
+                piece = take(encoded, self.stores.max_object, rest)
+                objects.append(self.put(key, piece, artifact.expected if not objects else None))
+                piece.close()
+        record = ArtifactRecord(
+            name=artifact.name, size=plain.size, sha256=plain.sha256, stages=encoding.records, objects=tuple(objects)
+        )
+        self.run.log.info(
+            "%s: %s became %s, sha256 %s",
+            artifact.name,
+            format_size(record.size),
+            format_size(record.stored_size),
+            ", ".join(item.sha256 for item in objects),
+        )
+        return record, encoding.sidecars(name) if len(objects) == 1 else {}
+
+    def commit(self) -> None:
+        """Look the objects up again, write the manifest to each store that holds them all, and end the sign of life."""
+        manifest = self.manifest
+        assert manifest is not None
+        wanted = {f"{self.prefix}{item.key}": item.size for item in manifest.contents}
+        for number, found in self.stores.each(lambda store: _sizes(store, self.prefix)).items():
+            if isinstance(found, Denied):
+                continue  # a key that may only write: the store's own answer to each write must do
+            if isinstance(found, PgsnapError):
+                self.stores.drop(number, found)
+                continue
+            for key, size in wanted.items():
+                if found.get(key) != size:
+                    has = f"{found[key]} bytes" if key in found else "nothing"
+                    text = f"{key} was stored with {size} bytes and now there is {has}."
+                    self.stores.drop(number, StoreError(text))
+                    break
+        self.stores.require()
+        self.run.check()
+        self.put_small(MANIFEST, manifest.to_bytes())
+        self.committed = set(self.stores.alive)
+        self.stores.each(lambda store: store.delete([f"{self.prefix}{RUNNING}"]))
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, chunks: Chunks, expected: int | None = None) -> ObjectRecord:
+        key = f"{self.prefix}{name}"
+        self.written.append(key)
+        return self.stores.write(key, chunks, name=name, expected=expected)
+
+    def put_small(self, name: str, content: bytes) -> FileRecord:
+        record = self.put(name, (content,), len(content))
+        return FileRecord(key=name, size=record.size, sha256=record.sha256)
+
+    def running_text(self) -> bytes:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return json.dumps({"pipeline": self.pipeline.name, "id": self.run.id, "refreshed": now}).encode() + b"\n"
+
+    def refresh(self) -> None:
+        """Say again that the run lives, so that nobody takes its unfinished backup for an orphan."""
+        content = self.running_text()
+        results = self.stores.each(lambda store: store.write(f"{self.prefix}{RUNNING}", (content,)))
+        for result in results.values():
+            if isinstance(result, PgsnapError):
+                self.run.log.warning("running.json could not be refreshed: %s", result)
+
+    def discard(self) -> None:
+        """Remove what this run has written to stores that do not hold the backup; the manifest before the data."""
+        numbers = [n for n in range(len(self.stores.stores)) if n not in self.committed]
+        if not numbers or not self.written:
+            return
+        keys = sorted(set(self.written), key=lambda key: not key.endswith(f"/{MANIFEST}"))
+        quiet = StoreSet(self.stores.stores, Run(self.pipeline.name), Limits(stall=30, finish=30, grace=5))
+        for number, result in quiet.each(lambda store: _delete_in_order(store, keys), numbers).items():
+            if isinstance(result, PgsnapError) or result:
+                label = self.stores.stores[number].label
+                self.run.log.warning("%s: unfinished objects of %s could not be removed: %s", label, self.run.id, result)
+
+    # --- telling --------------------------------------------------------------------------------------------------
+
+    def report(self) -> BackupReport:
+        results = []
+        for number, store in enumerate(self.stores.stores):
+            error = self.stores.failures.get(number)
+            if number in self.committed:
+                results.append(StoreResult(label=store.label))
+            else:
+                results.append(StoreResult(label=store.label, error=str(error) if error else "the backup was not finished."))
+        facts = self.manifest.facts if self.manifest else {}
+        return BackupReport(
+            pipeline=self.pipeline.name,
+            id=self.run.id,
+            started=self.started,
+            ended=datetime.now(UTC),
+            stores=tuple(results),
+            quorum=self.pipeline.quorum,
+            manifest=self.manifest if self.committed else None,
+            notes=tuple(str(note) for note in facts.get("notes", ())),
+            notify_errors=tuple(self.notify_errors),
+        )
+
+    def notify(self, kind: Kind, text: str, report: BackupReport | None = None) -> None:
+        event = Event(kind=kind, pipeline=self.pipeline.name, id=self.run.id, time=datetime.now(UTC), text=text, report=report)
+        self.notify_errors += tell(self.pipeline.notifiers, event)
+
+
+def tell(notifiers: Sequence[Notifier], event: Event) -> list[str]:
+    """Hand an event to every notifier that wants it, all at once, in bounded time; return the failures as sentences."""
+    chosen = [notifier for notifier in notifiers if event.kind in notifier.on]
+
+    def consumer(notifier: Notifier) -> Callable[[Iterator[bytes]], None]:
+        def consume(stream: Iterator[bytes]) -> None:
+            drain(stream)
+            notifier.notify(event, timeout=NOTIFY_SECONDS)
+
+        return consume
+
+    outcomes = fan_out((), [consumer(notifier) for notifier in chosen], finish=NOTIFY_SECONDS, grace=1.0)
+    return [
+        f"the notifier {notifier.name!r} failed: {outcome.error}"
+        for notifier, outcome in zip(chosen, outcomes, strict=True)
+        if outcome.error is not None
+    ]
+
+
+def _sizes(store: Store, prefix: str) -> dict[str, int]:
+    return {entry.key: entry.size for entry in store.entries(prefix)}
+
+
+def _delete_in_order(store: Store, keys: Sequence[str]) -> dict[str, str]:
+    """Delete the manifest first; if it stays, so does the rest."""
+    refused: dict[str, str] = {}
+    first = [key for key in keys if key.endswith(f"/{MANIFEST}")]
+    if first:
+        refused.update(store.delete(first))
+    if not refused:
+        refused.update(store.delete([key for key in keys if key not in first]))
+    return refused

@@ -1,0 +1,117 @@
+"""Catch-up: a store that missed backups gets them from a store that has them, block by verified block, without a dump."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pgsnap.blocks import read_file, read_objects
+from pgsnap.catalog import Backup, Catalog
+from pgsnap.components import Store
+from pgsnap.errors import ConfigError, IntegrityError, PgsnapError, StoreError
+from pgsnap.manifest import MANIFEST, FileRecord, Manifest, ObjectRecord, folder
+from pgsnap.reports import CopyReport
+from pgsnap.run import Progress, Run
+from pgsnap.store_set import Limits, StoreSet
+from pgsnap.streams import Stream, drain
+
+if TYPE_CHECKING:
+    from pgsnap.pipeline import Pipeline
+
+__all__ = ["copy"]
+
+
+def copy(
+    pipeline: Pipeline, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None
+) -> CopyReport:
+    """Copy the backups that a store lacks from those that have them, the newest first. Holds a few blocks.
+
+    What lies there already is read and checked, and used if it is good. The manifest is written last, as in a backup.
+
+    Args:
+        to: The label (or URL) of one store; None: every store of the pipeline.
+        backups: Ids (or what ``Catalog.find`` takes); empty: all.
+
+    Raises:
+        ConfigError: no store has that label.
+        StoreError: no store can be listed.
+    """
+    run = Run(pipeline.name, timeout=pipeline.timeout)
+    if progress is not None:
+        run.progress = progress
+    targets = [n for n, store in enumerate(pipeline.stores) if to is None or to in (store.label, store.url)]
+    if not targets:
+        labels = ", ".join(store.label for store in pipeline.stores)
+        raise ConfigError(f"pipeline {pipeline.name!r} has no store {to!r}; it has {labels}.")
+    catalog = Catalog.read(pipeline.name, pipeline.stores)
+    chosen = [catalog.find(which) for which in backups] if backups else list(reversed(catalog.backups))
+    copied: dict[str, list[str]] = {pipeline.stores[n].label: [] for n in targets}
+    errors = [str(error) for error in catalog.failures.values()]
+    with run.watched():
+        for number in targets:
+            if number in catalog.failures:
+                continue
+            for backup in chosen:
+                if number in backup.stores:
+                    continue
+                try:
+                    _copy_one(pipeline, catalog, backup, number, run)
+                except PgsnapError as error:
+                    run.check()
+                    errors.append(f"{backup.id} to {pipeline.stores[number].label}: {error}")
+                    if isinstance(error, StoreError):
+                        break  # this store is failing: the next backup would fail alike
+                else:
+                    copied[pipeline.stores[number].label].append(backup.id)
+    return CopyReport(pipeline=pipeline.name, copied={label: tuple(ids) for label, ids in copied.items()}, errors=tuple(errors))
+
+
+def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int, run: Run) -> None:
+    manifest = catalog.manifest(backup)
+    sources = [pipeline.stores[n] for n in backup.stores]
+    target = StoreSet([pipeline.stores[number]], run, pipeline.limits)
+    prefix = folder(pipeline.name, backup.id)
+    present = catalog.scans[number].get(backup.id)
+    sizes = {key: entry.size for key, entry in present.entries.items()} if present else {}
+    written: list[str] = []
+    try:
+        for item in manifest.contents:
+            if sizes.get(item.key) == item.size and _is_good(pipeline.stores[number], prefix, item, manifest):
+                run.log.info("%s: %s is there already", target.stores[0].label, item.key)
+                continue
+            written.append(f"{prefix}{item.key}")
+            stored = target.write(written[-1], _read(sources, prefix, item, manifest, run), name=item.key, expected=item.size)
+            if stored.sha256 != item.sha256:
+                raise IntegrityError(f"{prefix}{item.key} is not what the manifest says, in any store.")
+        written.append(f"{prefix}{MANIFEST}")
+        target.write(written[-1], (manifest.to_bytes(),), name=MANIFEST)
+    except BaseException:
+        cleaner = StoreSet(target.stores, Run(pipeline.name), Limits(stall=30, finish=30, grace=5))
+        cleaner.each(lambda store: store.delete(list(reversed(written))))  # the manifest first
+        raise
+    run.log.info("%s: %s was copied to %s", pipeline.name, backup.id, target.stores[0].label)
+
+
+def _read(sources: Sequence[Store], prefix: str, item: FileRecord, manifest: Manifest, run: Run) -> Stream:
+    if isinstance(item, ObjectRecord):
+        yield from read_objects(sources, prefix, [item], manifest.block, lambda text: run.log.warning("%s", text))
+        return
+    failures: list[str] = []
+    for store in sources:
+        try:
+            yield read_file(store, prefix, item)
+            return
+        except (StoreError, IntegrityError) as error:
+            failures.append(str(error))
+    raise IntegrityError(" ".join(failures))
+
+
+def _is_good(store: Store, prefix: str, item: FileRecord, manifest: Manifest) -> bool:
+    try:
+        if isinstance(item, ObjectRecord):
+            drain(read_objects([store], prefix, [item], manifest.block))
+        else:
+            read_file(store, prefix, item)
+    except (StoreError, IntegrityError):
+        return False
+    return True

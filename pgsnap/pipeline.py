@@ -1,0 +1,159 @@
+"""A pipeline: what to dump, what to do with the bytes, where to keep them and whom to tell; and what can be done with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import attrs
+
+from pgsnap.catalog import Catalog
+from pgsnap.components import Component, Dumper, Notifier, RestoreRequest, Store, Transform
+from pgsnap.errors import ConfigError
+from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
+from pgsnap.run import Progress, Run
+from pgsnap.store_set import Limits
+from pgsnap.types import Finding, Keep, Secret, check_name
+
+__all__ = ["Pipeline"]
+
+
+def _stores(given: Iterable[Store | str | os.PathLike[str]]) -> tuple[Store, ...]:
+    from pgsnap.stores import LocalStore
+
+    stores: list[Store] = []
+    for item in given:
+        if isinstance(item, Store):
+            stores.append(item)
+            continue
+        path = os.fspath(item)
+        if "://" in path:
+            raise ConfigError(
+                f"{path.partition('://')[0]}://… is given as a plain string; a string is a local path. "
+                "Use a store class, such as FsspecStore(url=…)."
+            )
+        stores.append(LocalStore(url=path))
+    return tuple(stores)
+
+
+def _seconds(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{attribute.name} is {value:g}; give a number of seconds above 0.")
+
+
+@attrs.frozen(kw_only=True)
+class Pipeline:
+    """What to dump, what to do with the bytes, where to keep them and whom to tell.
+
+    It holds no connection and no registry, and pickles, so that it can run in another process.
+
+    Args:
+        name: Names the folder in every store.
+        dump: What is dumped.
+        transforms: In the order in which the bytes pass them.
+        stores: Where the backup goes; a plain string is a local path.
+        notifiers: Told about events.
+        quorum: A run in fewer stores than this has failed, though what it did keep stays.
+        timeout: Seconds after which a run is aborted; None: never.
+        keep: The retention policy of every store that has none of its own.
+        timezone: In which days, weeks and months of the policy are counted.
+        stall_timeout: Seconds a store may take nothing while its buffer is full, before it is dropped.
+        finish_timeout: Seconds a store has to complete an object after its last byte.
+        buffer: Bytes held for each store.
+    """
+
+    name: str = attrs.field()
+    dump: Dumper
+    transforms: tuple[Transform, ...] = attrs.field(default=(), converter=tuple)
+    stores: tuple[Store, ...] = attrs.field(converter=_stores)
+    notifiers: tuple[Notifier, ...] = attrs.field(default=(), converter=tuple)
+    quorum: int = attrs.field(default=1)
+    timeout: float | None = attrs.field(default=None, validator=_seconds, metadata={"unit": "seconds"})
+    keep: Keep | None = None
+    timezone: str = attrs.field(default="UTC")
+    stall_timeout: float = attrs.field(default=300.0, validator=_seconds, metadata={"unit": "seconds"})
+    finish_timeout: float = attrs.field(default=600.0, validator=_seconds, metadata={"unit": "seconds"})
+    buffer: int = attrs.field(default=8 << 20, metadata={"unit": "bytes"})
+
+    @name.validator
+    def _check_name(self, _: object, value: str) -> None:
+        check_name(value, "the pipeline's name")
+
+    @stores.validator
+    def _check_stores(self, _: object, value: tuple[Store, ...]) -> None:
+        urls = [store.url for store in value]
+        for url in urls:
+            if urls.count(url) > 1:
+                label = value[urls.index(url)].label
+                raise ConfigError(f"the store {label} is given twice; two copies need two places.")
+
+    @quorum.validator
+    def _check_quorum(self, _: object, value: int) -> None:
+        if not 1 <= value <= max(1, len(self.stores)):
+            raise ConfigError(f"quorum is {value} and there are {len(self.stores)} stores; give a number from 1 to that.")
+
+    @timezone.validator
+    def _check_timezone(self, _: object, value: str) -> None:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ConfigError(f"timezone {value!r} is unknown; write it like 'Asia/Seoul' or 'UTC'.") from None
+
+    @buffer.validator
+    def _check_buffer(self, _: object, value: int) -> None:
+        if value < 1 << 20:
+            raise ConfigError(f"buffer is {value} bytes; give at least 1MiB.")
+
+    @property
+    def limits(self) -> Limits:
+        """What the fan-out grants to each store."""
+        return Limits(buffer=self.buffer, stall=self.stall_timeout, finish=self.finish_timeout)
+
+    @property
+    def components(self) -> Sequence[Component]:
+        """All components, in the order of the bytes."""
+        return (self.dump, *self.transforms, *self.stores, *self.notifiers)
+
+    def backup(self, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
+        """Back up once; see ``pgsnap.backup.backup``."""
+        from pgsnap.backup import backup
+
+        return backup(self, progress=progress, now=now)
+
+    def backups(self) -> Catalog:
+        """Return what backups there are; see ``pgsnap.catalog.Catalog``."""
+        return Catalog.read(self.name, self.stores)
+
+    def restore(
+        self,
+        backup: str = "latest",
+        *,
+        to: str | Secret,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> RestoreReport:
+        """Restore a backup into the database that the URL ``to`` names; ``options`` are those of ``RestoreRequest``."""
+        from pgsnap.restore import restore
+
+        return restore(self, RestoreRequest(target=Secret(to), **options), backup=backup, progress=progress)
+
+    def verify(self, backup: str = "latest", *, decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Check every byte of a backup in every store; see ``pgsnap.verify.verify``."""
+        from pgsnap.verify import verify
+
+        return verify(self, backup=backup, decode=decode, progress=progress)
+
+    def copy(self, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None) -> CopyReport:
+        """Bring stores up to date from each other; see ``pgsnap.copy.copy``."""
+        from pgsnap.copy import copy
+
+        return copy(self, to=to, backups=backups, progress=progress)
+
+    def preflight(self) -> list[Finding]:
+        """Ask every component what would fail if a backup started now. Connects, and changes nothing."""
+        run = Run(self.name)
+        run.encrypted = any(transform.encrypts for transform in self.transforms)
+        return [finding for component in self.components for finding in component.preflight(run)]

@@ -1,0 +1,148 @@
+"""What a finished piece of work has to say: frozen, picklable, free of secrets. ``exit_code`` is the command's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+import attrs
+
+from pgsnap.manifest import Manifest
+from pgsnap.types import format_duration, format_size
+
+__all__ = ["BackupReport", "CopyReport", "RestoreReport", "StoreResult", "VerifyReport", "worst"]
+
+_SEVERITY = (1, 4, 3, 0)
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Return the exit code that stands for several: 1 before 4 before 3 before 0; any other code wins over all."""
+    for code in codes:
+        if code not in _SEVERITY:
+            return code
+    return min(codes, key=_SEVERITY.index, default=0)
+
+
+@attrs.frozen(kw_only=True)
+class StoreResult:
+    """What became of one store in a run: ``error`` is empty if the backup is in it."""
+
+    label: str
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the backup is in it."""
+        return not self.error
+
+
+@attrs.frozen(kw_only=True)
+class BackupReport:
+    """A backup: where it is, how large, how long it took.
+
+    ``size`` and ``stored_size`` are bytes (plain, and in one store); times are UTC; ``manifest`` is None if nothing was
+    committed.
+    """
+
+    pipeline: str
+    id: str
+    started: datetime
+    ended: datetime
+    stores: tuple[StoreResult, ...]
+    quorum: int
+    manifest: Manifest | None = None
+    notes: tuple[str, ...] = ()
+    notify_errors: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Plain bytes of all artifacts."""
+        return self.manifest.size if self.manifest else 0
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of all artifacts in one store."""
+        return self.manifest.stored_size if self.manifest else 0
+
+    @property
+    def duration(self) -> timedelta:
+        """How long it took."""
+        return self.ended - self.started
+
+    @property
+    def kept_in(self) -> tuple[str, ...]:
+        """Labels of the stores that hold the backup."""
+        return tuple(store.label for store in self.stores if store.ok)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 if it is in fewer stores than the quorum, or 3 if a store or a notifier failed."""
+        if len(self.kept_in) < max(1, self.quorum):
+            return 1
+        return 3 if self.notify_errors or not all(store.ok for store in self.stores) else 0
+
+    @property
+    def text(self) -> str:
+        """One sentence for a person."""
+        if not self.kept_in:
+            return f"{self.pipeline}: no backup was made."
+        failed = [store for store in self.stores if not store.ok]
+        text = (
+            f"{self.pipeline}: {self.id} is in {', '.join(self.kept_in)}: {format_size(self.size)} became "
+            f"{format_size(self.stored_size)} in {format_duration(self.duration.total_seconds())}."
+        )
+        if len(self.kept_in) < self.quorum:
+            text += f" That is {len(self.kept_in)} of the {self.quorum} stores that the quorum asks for."
+        if failed:
+            text += " Missing: " + " ".join(store.error for store in failed)
+        return text
+
+
+@attrs.frozen(kw_only=True)
+class RestoreReport:
+    """A restore: which backup went where. ``notes`` tell of stores that had to be left for others."""
+
+    pipeline: str
+    id: str
+    target: str
+    started: datetime
+    ended: datetime
+    notes: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class VerifyReport:
+    """A verification of one backup: for each store that holds it, what is wrong (nothing: it is whole).
+
+    ``decoded`` says that the plain bytes were checked as well; ``size`` is bytes read.
+    """
+
+    pipeline: str
+    id: str
+    problems: Mapping[str, tuple[str, ...]]
+    decoded: bool
+    size: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every store's copy is whole."""
+        return not any(self.problems.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 4 if anything is damaged."""
+        return 0 if self.ok else 4
+
+
+@attrs.frozen(kw_only=True)
+class CopyReport:
+    """A catch-up by copy: ids copied to each store, and the errors of those that could not be."""
+
+    pipeline: str
+    copied: Mapping[str, tuple[str, ...]]
+    errors: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if a copy failed."""
+        return 3 if self.errors else 0

@@ -1,0 +1,139 @@
+"""The stores of one run: written to together, dropped one by one, never able to stop each other.
+
+Everything that goes to the stores goes through here, small files too, and is bounded in time by ``fan_out``: a store that
+hangs is dropped and its thread left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import attrs
+
+from pgsnap.components import Store
+from pgsnap.errors import PgsnapError, StoreError, UpstreamError
+from pgsnap.manifest import ObjectRecord
+from pgsnap.run import Run
+from pgsnap.streams import BLOCK, Chunks, Outcome, Stream, Tap, drain, fan_out
+
+__all__ = ["Limits", "StoreSet"]
+
+R = TypeVar("R")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How long a store may take and how much is held for it; see ``streams.fan_out``. Seconds and bytes."""
+
+    buffer: int = 8 << 20
+    stall: float = 300.0
+    finish: float = 600.0
+    grace: float = 30.0
+
+
+class StoreSet:
+    """The stores of one run, by position: ``failures`` holds why each lost one was dropped."""
+
+    def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
+        self.stores = tuple(stores)
+        self.failures: dict[int, PgsnapError] = {}
+        self._run = run
+        self._limits = limits
+
+    @property
+    def alive(self) -> list[int]:
+        """Positions of the stores that have not failed."""
+        return [number for number in range(len(self.stores)) if number not in self.failures]
+
+    @property
+    def max_object(self) -> int | None:
+        """The largest object, in bytes, that every store takes; None: no limit."""
+        return min((s.max_object for s in self.stores if s.max_object is not None), default=None)
+
+    def drop(self, number: int, error: BaseException) -> None:
+        """Count a store as failed from now on. The first reason stays."""
+        if number in self.failures:
+            return
+        store = self.stores[number]
+        if not isinstance(error, PgsnapError):
+            error = StoreError(f"{store.label}: {type(error).__name__}: {error}", store.label)
+        elif store.label not in str(error):
+            error = StoreError(f"{store.label}: {error}", store.label)
+        self.failures[number] = error
+        self._run.log.warning("a store has dropped out: %s", error)
+
+    def require(self) -> None:
+        """Raise StoreError if no store is left."""
+        if self.stores and not self.alive:
+            raise StoreError("no store is left. " + " ".join(str(error) for error in self.failures.values()))
+
+    def write(self, key: str, chunks: Chunks, *, name: str, expected: int | None = None, block: int = BLOCK) -> ObjectRecord:
+        """Write one object to every store that is left, at once; drop those that fail.
+
+        Args:
+            key: The full key.
+            name: The key relative to the backup's folder, for the record.
+
+        Raises:
+            StoreError: none is left.
+            Whatever the source of the chunks raised.
+        """
+        tap = Tap(block)
+        numbers = self.alive
+
+        def consumer(number: int) -> Callable[[Stream], int]:
+            store = self.stores[number]
+            return lambda stream: store.write(key, self._counted(stream, store.label, expected), expected=expected)
+
+        outcomes = self._fan_out(tap.through(chunks), [consumer(number) for number in numbers])
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            if outcome.error is not None:
+                self.drop(number, outcome.error)
+            elif outcome.value != tap.size:
+                self.drop(number, StoreError(f"it says it stored {outcome.value} of {tap.size} bytes of {key}."))
+        self.require()
+        return ObjectRecord(key=name, size=tap.size, sha256=tap.sha256, blocks=tap.blocks)
+
+    def each(self, work: Callable[[Store], R], numbers: Sequence[int] | None = None) -> dict[int, R | PgsnapError]:
+        """Do ``work`` in all stores that are left (or those given) at once, in bounded time; return value or error by position."""
+        chosen = self.alive if numbers is None else list(numbers)
+
+        def consumer(number: int) -> Callable[[Stream], R]:
+            def consume(stream: Stream) -> R:
+                drain(stream)
+                return work(self.stores[number])
+
+            return consume
+
+        outcomes = self._fan_out((), [consumer(number) for number in chosen])
+        results: dict[int, R | PgsnapError] = {}
+        for number, outcome in zip(chosen, outcomes, strict=True):
+            error = outcome.error
+            if error is None:
+                results[number] = outcome.value  # type: ignore[assignment]
+            elif isinstance(error, PgsnapError) and not isinstance(error, UpstreamError):
+                results[number] = error
+            else:
+                label = self.stores[number].label
+                results[number] = StoreError(f"{label}: {type(error).__name__}: {error}", label)
+        return results
+
+    def _fan_out(self, chunks: Chunks, consumers: Sequence[Callable[[Stream], R]]) -> list[Outcome[R]]:
+        limits = self._limits
+        return fan_out(
+            chunks,
+            consumers,
+            buffer=limits.buffer,
+            stall=limits.stall,
+            finish=limits.finish,
+            grace=limits.grace,
+            check=self._run.check,
+        )
+
+    def _counted(self, chunks: Chunks, label: str, expected: int | None) -> Stream:
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            self._run.progress(label, done, expected)

@@ -1,0 +1,254 @@
+"""The general store: any file system that fsspec knows, by the scheme of its URL.
+
+fsspec's file objects publish what they have when a ``with`` block is left by an exception, so none is used that way here.
+Where the file system's writer can commit and discard (object stores), an object appears only by its commit. Everywhere else
+it is written beside its target as ``.partial`` and moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+
+from pgsnap.components import Store
+from pgsnap.errors import ConfigError, Denied, NotFound, PgsnapError, StoreError
+from pgsnap.run import Run
+from pgsnap.streams import CHUNK, Chunks, Stream
+from pgsnap.types import Entry, Finding
+
+__all__ = ["FsspecStore"]
+
+T = TypeVar("T")
+
+PARTIAL = ".partial"
+RANGE = 4 * CHUNK
+"""Bytes that one request of a reader asks for."""
+
+
+@attrs.frozen(kw_only=True)
+class FsspecStore(Store):
+    """Any URL that fsspec can open: ``s3://bucket/path``, ``az://…``, ``webdav://…``, ``memory://…``."""
+
+    name: ClassVar[str] = "fsspec"
+
+    options: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    """Handed to fsspec's file system as they are; what they mean is in that file system's documentation."""
+
+    def _open(self) -> tuple[Any, str]:
+        """Return the file system and the root path in it. fsspec keeps one file system for the same URL and options."""
+        import fsspec
+
+        try:
+            system, path = fsspec.core.url_to_fs(self.url, **self.options)
+        except ImportError as error:
+            raise ConfigError(f"{self.label} needs a package that is not installed: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{self.label} is not a URL that fsspec knows: {error}") from None
+        except PgsnapError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error, "connect") from None
+        return system, str(path).rstrip("/")
+
+    def _wrapped(self, error: Exception, doing: str) -> StoreError:
+        text = f"{self.label}: cannot {doing}: {type(error).__name__}: {error}"
+        if isinstance(error, FileNotFoundError):
+            return NotFound(f"{self.label}: cannot {doing}: it is not there.", self.label)
+        if isinstance(error, PermissionError):
+            return Denied(f"{text}; check the credentials and what they allow.", self.label)
+        return StoreError(text, self.label, transient=_may_pass(error))
+
+    def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:
+        """See ``Store.write``."""
+        system, root = self._open()
+        path = f"{root}/{key}"
+        partial = f"{path}.{secrets.token_hex(4)}{PARTIAL}"
+        try:
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            file, commits = _open_writer(system, path, partial)
+        except Exception as error:
+            raise self._wrapped(error, f"write {key}") from error
+        whole = False
+        try:
+            size = 0
+            for chunk in chunks:
+                try:
+                    file.write(chunk)
+                except Exception as error:
+                    raise self._wrapped(error, f"write {key}") from error
+                size += len(chunk)
+            try:
+                file.close()
+                if commits:
+                    file.commit()
+                else:
+                    _move(system, partial, path)
+                whole = True
+                system.invalidate_cache(path.rpartition("/")[0])
+                stored = system.info(path)["size"]
+            except Exception as error:
+                raise self._wrapped(error, f"finish {key}") from error
+        finally:
+            if not whole:
+                with contextlib.suppress(Exception):
+                    _give_up(system, file, partial, commits)
+        if stored != size:
+            raise StoreError(f"{self.label}: {key} has {stored} bytes after {size} were written.", self.label)
+        return size
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
+        """See ``Store.read``. It reads ranges of 4 MiB, each tried again by itself when the connection fails."""
+        system, root = self._open()
+        path = f"{root}/{key}"
+        try:
+            system.invalidate_cache(path.rpartition("/")[0])
+            size = int(_replay(lambda: system.info(path))["size"])
+            end = size if length is None else start + length
+            if end > size or start > size:
+                raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
+            for at in range(start, end, RANGE):
+                until = min(at + RANGE, end)
+                piece = bytes(_replay(functools.partial(system.cat_file, path, start=at, end=until)))
+                if len(piece) != until - at:
+                    raise StoreError(f"{self.label}: {key} became shorter while it was read.", self.label)
+                yield piece
+        except PgsnapError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error, f"read {key}") from error
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """See ``Store.entries``."""
+        system, root = self._open()
+        base = f"{root}/{prefix}".rstrip("/")
+        try:
+            system.invalidate_cache()
+            for _, _, files in system.walk(base, detail=True):
+                for info in files.values():
+                    path = str(info["name"])
+                    if not path.endswith(PARTIAL):
+                        yield Entry(_relative(path, root), int(info["size"]), _modified(info))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._wrapped(error, f"list {prefix or 'it'}") from error
+
+    def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """See ``Store.delete``. Each key goes to ``rm_file``: fsspec's ``rm`` expands globs and so deletes neighbours."""
+        system, root = self._open()
+        refused: dict[str, str] = {}
+        for key in keys:
+            try:
+                system.rm_file(f"{root}/{key}")
+            except FileNotFoundError:
+                continue
+            except Exception as error:
+                refused[key] = f"{type(error).__name__}: {error}"
+        return refused
+
+    def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
+        """Remove ``.partial`` files below ``prefix`` that are older than ``before`` (UTC); return their keys."""
+        system, root = self._open()
+        removed = []
+        try:
+            system.invalidate_cache()
+            for _, _, files in system.walk(f"{root}/{prefix}".rstrip("/"), detail=True):
+                for info in files.values():
+                    if str(info["name"]).endswith(PARTIAL) and _modified(info) < before:
+                        system.rm_file(info["name"])
+                        removed.append(_relative(str(info["name"]), root))
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            raise self._wrapped(error, f"clean up {prefix or 'it'}") from error
+        return removed
+
+    def preflight(self, run: Run) -> Sequence[Finding]:
+        """Look whether the store can be listed."""
+        try:
+            next(self.entries(f"{run.pipeline}/"), None)
+        except (StoreError, ConfigError) as error:
+            return [Finding("error", self.label, str(error), "Check the URL, the credentials and the network.")]
+        return [Finding("ok", self.label, "it can be listed.")]
+
+
+def _open_writer(system: Any, path: str, partial: str) -> tuple[Any, bool]:
+    """Open for writing; True: at the target itself, with a writer that publishes by a commit and can discard.
+
+    So say buffered writers that override ``discard``, those of object stores. It is asked of a writer at the partial path, since
+    opening may already create or truncate the file.
+    """
+    from fsspec.spec import AbstractBufferedFile
+
+    probe = system.open(partial, "wb", autocommit=False)
+    if isinstance(probe, AbstractBufferedFile) and type(probe).discard is not AbstractBufferedFile.discard:
+        probe.discard()
+        probe.closed = True  # so that its finalizer does not upload what was discarded
+        return system.open(path, "wb", autocommit=False), True
+    with contextlib.suppress(Exception):
+        probe.close()
+    return system.open(partial, "wb"), False
+
+
+def _move(system: Any, source: str, target: str) -> None:
+    """Rename where the file system can. fsspec's default would expand globs in the name, so that is done file by file here."""
+    from fsspec import AbstractFileSystem
+
+    if type(system).mv is not AbstractFileSystem.mv:
+        system.mv(source, target)
+        return
+    system.cp_file(source, target)
+    system.rm_file(source)
+
+
+def _replay(call: Callable[[], T]) -> T:
+    """Make a call that can be repeated, up to four times while the network is to blame."""
+    import tenacity
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(4),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        retry=tenacity.retry_if_exception(_may_pass),
+        reraise=True,
+    )(call)
+
+
+def _may_pass(error: BaseException) -> bool:
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return isinstance(error, (OSError, TimeoutError)) and not isinstance(error, lasting)
+
+
+def _give_up(system: Any, file: Any, partial: str, commits: bool) -> None:
+    if commits:
+        file.discard()
+        file.closed = True
+        return
+    try:
+        file.close()
+    finally:
+        system.rm_file(partial)
+
+
+def _relative(path: str, root: str) -> str:
+    """Return the key of a path; file systems differ in leading slashes."""
+    return path.strip("/").removeprefix(root.strip("/")).lstrip("/")
+
+
+def _modified(info: Mapping[str, Any]) -> datetime:
+    for field in ("LastModified", "last_modified", "mtime", "modified", "updated", "created"):
+        value = info.get(field)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+        if isinstance(value, (int, float)):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                parsed = datetime.fromisoformat(value)
+                return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    return datetime.fromtimestamp(0, UTC)

@@ -1,0 +1,227 @@
+"""The local store: a directory on this machine, written so that a power cut leaves whole objects or none.
+
+An object is written as ``NAME.<random>.partial`` beside its target, fsynced, renamed, and the directory fsynced: the order that
+PostgreSQL's own tools and pgBackRest use. A ``.partial`` file is never listed as an object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+import attrs
+
+from pgsnap.components import Store
+from pgsnap.errors import ConfigError, Denied, NotFound, StoreError
+from pgsnap.run import Run
+from pgsnap.streams import CHUNK, Chunks, Stream
+from pgsnap.types import Entry, Finding, format_size
+
+__all__ = ["LocalStore"]
+
+PARTIAL = ".partial"
+_FLUSH_EVERY = 32 << 20
+"""Bytes after which the kernel is told to begin writing, so that the final fsync has little left to do."""
+
+
+@attrs.frozen(kw_only=True)
+class LocalStore(Store):
+    """A directory, given as a path or as ``file:///path``. It is made when the first object is written, with mode 0700."""
+
+    name: ClassVar[str] = "file"
+    schemes: ClassVar[tuple[str, ...]] = ("file", "local")
+
+    fsync: bool = True
+    """Force every object and its directory to the disk before it counts. Only a test has a reason to switch it off."""
+
+    @property
+    def root(self) -> Path:
+        """The directory, absolute."""
+        if "://" in self.url:
+            parts = urlsplit(self.url)
+            if parts.netloc not in ("", "localhost"):
+                raise ConfigError(f"{self.label} names the host {parts.netloc!r}; write file:///path with three slashes.")
+            return Path(unquote(parts.path))
+        return Path(os.path.abspath(os.path.expanduser(self.url)))
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or "\0" in key:
+            raise StoreError(f"{self.label}: the key {key!r} is not a relative path.", self.label)
+        return self.root.joinpath(*parts)
+
+    def _wrapped(self, error: OSError, doing: str) -> StoreError:
+        text = f"{self.label}: cannot {doing}: {error.strerror or error}"
+        if isinstance(error, FileNotFoundError):
+            return NotFound(f"{text}.", self.label)
+        if isinstance(error, PermissionError):
+            return Denied(f"{text}; check who owns the directory.", self.label)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreError(f"{text}; free some space or keep fewer backups there.", self.label)
+        return StoreError(f"{text}.", self.label, transient=error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT))
+
+    def _make_directories(self, directory: Path) -> None:
+        missing = []
+        while not directory.exists():
+            missing.append(directory)
+            directory = directory.parent
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            self._sync_directory(path.parent)
+
+    def _sync_directory(self, directory: Path) -> None:
+        if not self.fsync:
+            return
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:
+        """See ``Store.write``."""
+        path = self._path(key)
+        partial = path.with_name(f"{path.name[:180]}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            try:
+                self._make_directories(path.parent)
+                descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except OSError as error:
+                raise self._wrapped(error, f"write {key}") from error
+            try:
+                size = self._write_all(descriptor, key, chunks)
+            finally:
+                os.close(descriptor)
+            try:
+                os.replace(partial, path)
+                self._sync_directory(path.parent)
+                stored = path.stat().st_size
+            except OSError as error:
+                raise self._wrapped(error, f"finish {key}") from error
+            if stored != size:
+                raise StoreError(f"{self.label}: {key} has {stored} bytes after {size} were written; check the disk.", self.label)
+            return size
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+
+    def _write_all(self, descriptor: int, key: str, chunks: Chunks) -> int:
+        size = begun = 0
+        start_flush = getattr(os, "posix_fadvise", None) if self.fsync else None
+        for chunk in chunks:
+            view = memoryview(chunk)
+            try:
+                while view:
+                    written = os.write(descriptor, view)
+                    size += written
+                    view = view[written:]
+                if start_flush is not None and size - begun >= _FLUSH_EVERY:
+                    # On Linux this begins to write dirty pages of the range, without waiting for them.
+                    start_flush(descriptor, begun, size - begun, os.POSIX_FADV_DONTNEED)
+                    begun = size
+            except OSError as error:
+                raise self._wrapped(error, f"write {key}") from error
+        if self.fsync:
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                raise self._wrapped(error, f"write {key}") from error
+        return size
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
+        """See ``Store.read``."""
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                end = size if length is None else start + length
+                if end > size or start > size:
+                    raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
+                file.seek(start)
+                left = end - start
+                while left:
+                    chunk = file.read(min(CHUNK, left))
+                    if not chunk:
+                        raise StoreError(f"{self.label}: {key} became shorter while it was read.", self.label)
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise self._wrapped(error, f"read {key}") from error
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """See ``Store.entries``."""
+        base = self._path(prefix.rstrip("/")) if prefix else self.root
+        pending = [(base, prefix)]
+        while pending:
+            directory, path = pending.pop()
+            try:
+                with os.scandir(directory) as found:
+                    for item in found:
+                        if item.is_dir(follow_symlinks=False):
+                            pending.append((directory / item.name, f"{path}{item.name}/"))
+                        elif not item.name.endswith(PARTIAL):
+                            with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read
+                                stat = item.stat()
+                                yield Entry(path + item.name, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if isinstance(error, NotADirectoryError):
+                    raise StoreError(f"{self.label}: {directory} is a file; give a directory.", self.label) from error
+            except OSError as error:
+                raise self._wrapped(error, f"list {path or 'it'}") from error
+
+    def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """See ``Store.delete``. A directory that becomes empty is removed too."""
+        refused: dict[str, str] = {}
+        touched: set[Path] = set()
+        for key in keys:
+            path = self._path(key)
+            try:
+                path.unlink(missing_ok=True)
+                touched.add(path.parent)
+            except NotADirectoryError:
+                continue  # what is below a file is absent
+            except OSError as error:
+                refused[key] = error.strerror or str(error)
+        for directory in touched:
+            self._remove_empty(directory)
+        return refused
+
+    def _remove_empty(self, directory: Path) -> None:
+        with contextlib.suppress(OSError):
+            while directory != self.root and directory.is_relative_to(self.root):
+                directory.rmdir()
+                directory = directory.parent
+
+    def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
+        """Remove ``.partial`` files below ``prefix`` that are older than ``before`` (UTC); return their keys."""
+        removed = []
+        base = self._path(prefix.rstrip("/")) if prefix else self.root
+        for path in sorted(base.rglob(f"*{PARTIAL}")) if base.is_dir() else []:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
+                    removed.append(path.relative_to(self.root).as_posix())
+        return removed
+
+    def preflight(self, run: Run) -> Sequence[Finding]:
+        """Look whether the directory, or the nearest one above it, can be written, and how much room there is."""
+        try:
+            directory = self.root
+        except ConfigError as error:
+            return [Finding("error", self.label, str(error), "Correct the store's url.")]
+        if directory.exists() and not directory.is_dir():
+            return [Finding("error", self.label, "it is a file.", "Give a directory.")]
+        while not directory.exists():
+            directory = directory.parent
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return [Finding("error", self.label, f"{directory} cannot be written by this user.", "Change its owner or its mode.")]
+        free = os.statvfs(directory)
+        room = free.f_bavail * free.f_frsize
+        return [Finding("ok" if room > 1 << 30 else "warning", self.label, f"{format_size(room)} are free.")]
