@@ -164,8 +164,7 @@ def _nothing(
 ) -> str:
     """Say what is missing, what was found instead, and what to do about it."""
     names = ", ".join(need)
-    server = need[0] in ("initdb", "postgres")
-    package = f"postgresql{'' if server else '-client'}{'' if major is None else f'-{major}'}"
+    package = f"postgresql-client{'' if major is None else f'-{major}'}"
     if bindir is not None:
         remedy = "correct the option 'bindir', or leave it out to have it looked for"
     else:
