@@ -1,0 +1,104 @@
+"""``pgsnap backup`` and ``pgsnap copy``: what writes to the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import click
+
+from pgsnap.cli.session import Session, pass_session, print_json
+from pgsnap.errors import PgsnapError
+
+__all__ = ["backup", "copy"]
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
+@pass_session
+def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
+    """Back up the named pipelines, or all of them, one after the other.
+
+    A pipeline that fails does not stop the next one. The exit code is the worst of all.
+    """
+    from pgsnap.reports import worst
+
+    config = session.load()
+    for note in config.notes:
+        if not session.quiet:
+            session.line(f"{note.subject}: {note.text}", "dim")
+    codes: list[int] = []
+    documents: list[object] = []
+    for pipeline in session.pipelines(names):
+        error: PgsnapError | None = None
+        try:
+            with session.progress() as progress:
+                report = pipeline.backup(progress=progress)
+        except PgsnapError as caught:
+            error, report = caught, caught.report
+            codes.append(session.failed(caught))
+        else:
+            codes.append(report.exit_code)
+            _tell(session, report)
+        documents.append(_document(report, error, session))
+    if as_json:
+        print_json(documents)
+    return worst(codes)
+
+
+def _tell(session: Session, report: object) -> None:
+    from pgsnap.reports import BackupReport
+
+    assert isinstance(report, BackupReport)
+    for note in report.notes:
+        session.line(f"note: {note}", "yellow")
+    for text in report.notify_errors:
+        session.line(f"warning: {text}", "yellow")
+    session.line(report.text, "green" if report.exit_code == 0 else "yellow")
+
+
+def _document(report: object, error: PgsnapError | None, session: Session) -> object:
+    from pgsnap.reports import BackupReport
+
+    if not isinstance(report, BackupReport):
+        return {"error": session.redact(str(error)), "exit_code": error.exit_code if error else 1}
+    return {
+        "pipeline": report.pipeline,
+        "id": report.id,
+        "started": report.started.isoformat(timespec="seconds"),
+        "ended": report.ended.isoformat(timespec="seconds"),
+        "size": report.size,
+        "stored_size": report.stored_size,
+        "stores": [attrs.asdict(store) | {"ok": store.ok} for store in report.stores],
+        "notes": list(report.notes),
+        "notify_errors": list(report.notify_errors),
+        "exit_code": error.exit_code if error else report.exit_code,
+        "error": session.redact(str(error)) if error else "",
+    }
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--to", metavar="STORE", help="Only to this store, by its URL.")
+@click.option("--backup", "-b", "ids", multiple=True, metavar="ID", help="Only these backups; default: all that are missing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
+@pass_session
+def copy(session: Session, names: Sequence[str], to: str | None, ids: Sequence[str], as_json: bool) -> int:
+    """Bring stores that missed backups up to date from those that have them, without a dump."""
+    from pgsnap.reports import worst
+
+    codes: list[int] = []
+    reports = []
+    for pipeline in session.pipelines(names, roles={"store", "transform"}):
+        with session.progress() as progress:
+            report = pipeline.copy(to=to, backups=ids, progress=progress)
+        codes.append(report.exit_code)
+        reports.append(attrs.asdict(report))
+        for label, copied in report.copied.items():
+            session.line(f"{pipeline.name}: {label}: {', '.join(copied) + ' copied' if copied else 'nothing was missing'}.")
+        for error in report.errors:
+            session.error(error)
+    if as_json:
+        print_json(reports)
+    return worst(codes)

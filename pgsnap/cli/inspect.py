@@ -1,0 +1,188 @@
+"""``pgsnap list``, ``show`` and ``verify``: what reads the stores and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pgsnap.cli.session import Session, pass_session, print_json
+from pgsnap.errors import ConfigError, NotFound, PgsnapError
+
+if TYPE_CHECKING:
+    from pgsnap.catalog import Backup, Catalog
+    from pgsnap.pipeline import Pipeline
+
+__all__ = ["list_backups", "show", "verify"]
+
+READERS = {"store", "transform"}
+
+
+@click.command("list")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
+@pass_session
+def list_backups(session: Session, names: Sequence[str], as_json: bool) -> int:
+    """List the backups of the named pipelines, or of all, the newest last."""
+    from pgsnap.reports import worst
+
+    codes = [0]
+    documents = []
+    for pipeline in session.pipelines(names, READERS):
+        catalog = pipeline.backups()
+        for error in catalog.failures.values():
+            session.error(str(error))
+            codes.append(3)
+        if as_json:
+            documents += [_document(pipeline, backup) for backup in catalog.backups]
+        else:
+            _print_table(session, pipeline, catalog)
+    if as_json:
+        print_json(documents)
+    return worst(codes)
+
+
+def _document(pipeline: Pipeline, backup: Backup) -> dict[str, object]:
+    return {
+        "pipeline": pipeline.name,
+        "id": backup.id,
+        "time": backup.time.isoformat(),
+        "size": backup.size,
+        "stores": [pipeline.stores[number].label for number in backup.stores],
+    }
+
+
+def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from pgsnap.types import format_size
+
+    out = session.out
+    backups = catalog.backups
+    if not backups:
+        out.print(f"{pipeline.name}: no backup yet", markup=False)
+        return
+    table = Table(box=SIMPLE, title=pipeline.name, title_justify="left", title_style="bold")
+    table.add_column("backup", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    for store in pipeline.stores:
+        table.add_column(store.label, overflow="fold")
+    for backup in backups:
+        cells = []
+        for number in range(len(pipeline.stores)):
+            if number in catalog.failures:
+                cells.append("[yellow]?[/yellow]")
+            else:
+                cells.append("[green]yes[/green]" if number in backup.stores else "[red]missing[/red]")
+        table.add_row(backup.id, format_size(backup.size), *cells)
+    out.print(table)
+    unfinished = {i.id for scan in catalog.scans.values() for i in scan.values() if not i.committed} - {b.id for b in backups}
+    for id in sorted(unfinished):
+        running = any(id in scan and scan[id].running for scan in catalog.scans.values())
+        out.print(f"  {id}: {'still running, or was killed' if running else 'unfinished'}; it does not count", style="dim")
+
+
+def _find(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
+    """Find a backup among several pipelines."""
+    found = []
+    missing: list[PgsnapError] = []
+    for pipeline in pipelines:
+        catalog = pipeline.backups()
+        try:
+            found.append((pipeline, catalog, catalog.find(which)))
+        except NotFound as error:
+            missing.append(error)
+    if len(found) > 1:
+        names = ", ".join(pipeline.name for pipeline, _, _ in found)
+        raise ConfigError(f"{which!r} fits backups of {names}; say which by --pipeline.")
+    if not found:
+        raise missing[0]
+    return found[0]
+
+
+@click.command()
+@click.argument("which", metavar="ID", default="latest")
+@click.option("--pipeline", "-p", metavar="NAME", help="Of this pipeline; needed if several fit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is stored.")
+@pass_session
+def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> int:
+    """Show what a backup consists of. ID is an id, its beginning, a time, or 'latest'."""
+    from pgsnap.types import format_duration, format_size
+
+    chosen, catalog, backup = _find(session, session.pipelines([pipeline] if pipeline else [], READERS), which)
+    manifest = catalog.manifest(backup)
+    if as_json:
+        click.echo(manifest.to_bytes().decode(), nl=False)
+        return 0
+    out = session.out
+    seconds = (manifest.ended - manifest.started).total_seconds()
+    out.print(f"[bold]{chosen.name}[/bold] {backup.id}")
+    out.print(f"  taken     {manifest.started:%Y-%m-%d %H:%M:%S} UTC in {format_duration(seconds)}, by pgsnap {manifest.pgsnap}")
+    out.print(f"  size      {format_size(manifest.size)} became {format_size(manifest.stored_size)}")
+    for number in backup.stores:
+        out.print(f"  in        {chosen.stores[number].label}/{chosen.name}/{backup.id}", markup=False)
+    for record in manifest.artifacts:
+        chain = " > ".join([record.name, *(stage.name for stage in record.stages)])
+        out.print(f"\n  {chain}", markup=False, style="bold")
+        out.print(f"    {format_size(record.size)}, sha256 {record.sha256}", markup=False)
+        for item in record.objects:
+            out.print(f"    {item.key}: {format_size(item.size)}, sha256 {item.sha256}", markup=False)
+    facts = {key: value for key, value in manifest.facts.items() if key != "notes" and not isinstance(value, (dict, list))}
+    if facts:
+        out.print("\n  " + ", ".join(f"{key} {value}" for key, value in facts.items()), markup=False)
+    for note in manifest.facts.get("notes", ()):
+        out.print(f"  note: {note}", markup=False, style="yellow")
+    return 0
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."
+)
+@click.option("--all", "every", is_flag=True, help="Every backup.")
+@click.option("--decode", is_flag=True, help="Decrypt and decompress too, and check the plain bytes; needs the key.")
+@click.option("--identity", metavar="FILE", help="The private key, for --decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
+@pass_session
+def verify(
+    session: Session, names: Sequence[str], which: str, every: bool, decode: bool, identity: str | None, as_json: bool
+) -> int:
+    """Read backups in every store and compare each byte with the manifest. Changes nothing."""
+    from pgsnap.cli.restore import use_identity
+    from pgsnap.reports import worst
+    from pgsnap.types import format_size
+
+    use_identity(identity)
+    codes: list[int] = []
+    documents = []
+    for pipeline in session.pipelines(names, READERS):
+        ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
+        for id in ids:
+            try:
+                with session.progress() as progress:
+                    report = pipeline.verify(id, decode=decode, progress=progress)
+            except PgsnapError as error:
+                codes.append(session.failed(error))
+                continue
+            codes.append(report.exit_code)
+            documents.append(
+                {
+                    "pipeline": report.pipeline,
+                    "id": report.id,
+                    "ok": report.ok,
+                    "decoded": decode,
+                    "problems": dict(report.problems),
+                }
+            )
+            for label, problems in report.problems.items():
+                for problem in problems:
+                    session.error(problem)
+                if not problems:
+                    session.line(f"{pipeline.name}: {report.id} is whole in {label}", "green")
+            session.line(f"{format_size(report.size)} were read{' and decoded' if decode else ''}.", "dim")
+    if as_json:
+        print_json(documents)
+    return worst(codes)

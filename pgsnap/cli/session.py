@@ -1,0 +1,210 @@
+"""What the commands share: the configuration, the log, the redactor, and how things look on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pgsnap.errors import ConfigError, PgsnapError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pgsnap.config import Config
+    from pgsnap.pipeline import Pipeline
+    from pgsnap.redact import Redactor
+    from pgsnap.run import Progress
+
+__all__ = ["Session", "pass_session", "print_json"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def pass_session(function: F) -> F:
+    """Give a command the session as its first argument."""
+    return click.pass_obj(function)  # type: ignore[return-value]
+
+
+def print_json(document: object) -> None:
+    """Print a document for machines on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+class Session:
+    """One call of the command."""
+
+    def __init__(self) -> None:
+        self.config_path: str | None = None
+        self.verbose = False
+        self.quiet = False
+        self.json_log = False
+        self._config: Config | None = None
+        self._redactor: Redactor | None = None
+        self._console: Console | None = None
+
+    def configure(self, config: str | None, log_format: str, quiet: bool, verbose: bool) -> None:
+        """Take the options that stand before the command."""
+        self.config_path = config
+        self.quiet, self.verbose = quiet, verbose
+        self.json_log = log_format == "json"
+        logger = logging.getLogger("pgsnap")
+        logger.handlers = [_Lines(self)]
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+    # --- configuration ---------------------------------------------------------------------------------------------
+
+    def load(self, roles: Collection[str] | None = None) -> Config:
+        """Return the configuration, read at the first call, with the references of the given roles (None: of all)."""
+        if self._config is not None:
+            return self._config
+        from pgsnap.config import load
+        from pgsnap.redact import Redactor
+
+        path = Path(self.config_path) if self.config_path else None
+        config = load(path) if roles is None else load(path, roles=roles)  # type: ignore[arg-type]
+        self._redactor = Redactor.for_pipelines(config.pipelines.values())
+        self._config = config
+        return config
+
+    def pipelines(self, names: Sequence[str], roles: Collection[str] | None = None) -> list[Pipeline]:
+        """Return the named pipelines, or all of them.
+
+        Raises:
+            ConfigError: there is no pipeline of that name.
+        """
+        found = self.load(roles).pipelines
+        for name in names:
+            if name not in found:
+                raise ConfigError(f"there is no pipeline {name!r}; the configuration has {', '.join(found) or 'none'}.")
+        return [found[name] for name in (names or found)]
+
+    def pipeline(self, name: str | None, roles: Collection[str] | None = None) -> Pipeline:
+        """Return the named pipeline, or the only one."""
+        found = self.pipelines([name] if name else [], roles)
+        if len(found) != 1:
+            names = ", ".join(pipeline.name for pipeline in found)
+            raise ConfigError(f"the configuration has {len(found)} pipelines ({names}); name one.")
+        return found[0]
+
+    # --- output ----------------------------------------------------------------------------------------------------
+
+    @property
+    def console(self) -> Console:
+        """The terminal, or what stands for it, on stderr."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        return self._console
+
+    @property
+    def out(self) -> Console:
+        """Standard output for tables. Not on a terminal it is as wide as needed."""
+        from rich.console import Console
+
+        return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+
+    def redact(self, text: str) -> str:
+        """Return a text without the secrets of the configuration."""
+        return self._redactor(text) if self._redactor else text
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line on stderr, above a progress bar if there is one."""
+        text = self.redact(text)
+        if self._console is None and not sys.stderr.isatty():
+            click.echo(text, err=True)
+        else:
+            self.console.print(text, style=style or None, markup=False)
+
+    def error(self, text: str) -> None:
+        """Print an error on stderr."""
+        if self.json_log:
+            self.emit("error", text)
+        else:
+            self.line(f"error: {text}", "bold red")
+
+    def emit(self, level: str, text: str, **fields: object) -> None:
+        """Print a JSON line on stderr."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        click.echo(
+            json.dumps({"time": now, "level": level, "message": self.redact(text), **fields}, ensure_ascii=False), err=True
+        )
+
+    def failed(self, error: Exception) -> int:
+        """Print an error that ends the command; return the exit code."""
+        if isinstance(error, ConfigError):
+            for problem in error.problems:
+                self.error(problem)
+        elif isinstance(error, PgsnapError):
+            self.error(str(error))
+        else:
+            self.error(
+                f"unexpected {type(error).__name__}: {error}. This is a fault in pgsnap or a plugin: run with -v and report it."
+            )
+            if self.verbose:
+                self.line("".join(traceback.format_exception(error)))
+            return 1
+        if self.verbose and error.__cause__ is not None:
+            self.line("".join(traceback.format_exception(error)))
+        return error.exit_code
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Give a callback that draws bars on a terminal; None elsewhere."""
+        if self.quiet or self.json_log or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield None
+            return
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+        )
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            tasks: dict[str, Any] = {}
+
+            def advance(subject: str, done: int, expected: int | None) -> None:
+                if subject not in tasks:
+                    tasks[subject] = bars.add_task(self.redact(subject), total=expected)
+                bars.update(tasks[subject], completed=done, total=max(expected, done) if expected else None)
+
+            yield advance
+
+
+class _Lines(logging.Handler):
+    """Writes log records as plain or JSON lines, without secrets."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.exc_info and self._session.verbose:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            level = record.levelname.lower()
+            if self._session.json_log:
+                self._session.emit(level, text, logger=record.name)
+                return
+            time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+            prefix = "" if record.levelno < logging.WARNING else f"{level}: "
+            style = "yellow" if record.levelno >= logging.WARNING else "dim" if record.levelno < logging.INFO else ""
+            self._session.line(f"{time} {prefix}{text}", style)
+        except Exception:
+            self.handleError(record)
