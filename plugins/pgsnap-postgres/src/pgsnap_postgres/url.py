@@ -33,18 +33,18 @@ def _words(text: str) -> frozenset[str]:
 
 
 _LIBPQ = _words(
-    """application_name channel_binding client_encoding connect_timeout fallback_application_name gssdelegation gssencmode
+    """application_name channel_binding connect_timeout fallback_application_name gssdelegation gssencmode
     gsslib hostaddr keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname load_balance_hosts
-    max_protocol_version min_protocol_version options passfile replication require_auth requirepeer scram_client_key
+    max_protocol_version min_protocol_version options passfile require_auth requirepeer scram_client_key
     scram_server_key ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode sslcompression sslcrl sslcrldir
     sslkey sslmode sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout"""
 )
 _IDENTITY = frozenset({"host", "port", "dbname", "user", "password"})
 _FOREIGN = _words(
-    """autoload_models binary_parameters cached_statements charset command_timeout connection_limit currentSchema
+    """autoload_models binary_parameters cached_statements charset client_encoding command_timeout connection_limit currentSchema
     default_query_exec_mode encoding max_inactive_connection_lifetime max_overflow pgbouncer pool pool_max_conns
     pool_min_conns pool_recycle pool_size pool_timeout prepareThreshold prepare_threshold prepared_statement_cache_size
-    prepared_statements reconnect schema schema_search_path search_path server_settings serverVersion socket_timeout
+    prepared_statements reconnect replication schema schema_search_path search_path server_settings serverVersion socket_timeout
     sslaccept ssldebug sslidentity statement_cache_capacity statement_cache_size statement_timeout supa timeout
     uselibpqcompat workaround"""
 )

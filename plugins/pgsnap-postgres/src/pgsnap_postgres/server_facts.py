@@ -1,0 +1,80 @@
+"""Reads what the manifest says about a database: which it is, which server, which extensions, how much.
+
+It is read inside the snapshot. Nothing here names a host, a user or a table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgsnap import Facts
+
+if TYPE_CHECKING:
+    from pgsnap_postgres.clients import Clients
+    from pgsnap_postgres.connect import Connection
+    from pgsnap_postgres.holder import Held
+    from pgsnap_postgres.pg_dump import PgDump
+
+__all__ = ["read_facts", "read_identity"]
+
+
+def _row(connection: Connection, query: str) -> tuple[Any, ...]:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def read_identity(connection: Connection) -> dict[str, Any]:
+    """Return what tells this database from another; ``system_identifier`` is None where the role may not read it."""
+    oid, encoding, collate, ctype, may = _row(
+        connection,
+        "SELECT d.oid, pg_catalog.pg_encoding_to_char(d.encoding), d.datcollate, d.datctype, "
+        "pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') "
+        "FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
+    )
+    number = _row(connection, "SELECT system_identifier FROM pg_catalog.pg_control_system()")[0] if may else None
+    return {
+        "system_identifier": None if number is None else str(number),
+        "database_oid": oid,
+        "encoding": encoding,
+        "collate": collate,
+        "ctype": ctype,
+    }
+
+
+def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) -> Facts:
+    """Return the facts that are known before pg_dump starts."""
+    connection = held.connection
+    version, number, standby = _row(
+        connection,
+        "SELECT pg_catalog.current_setting('server_version'), pg_catalog.current_setting('server_version_num')::int, "
+        "pg_catalog.pg_is_in_recovery()",
+    )
+    size, large, foreign = _row(
+        connection,
+        "SELECT pg_catalog.pg_database_size(pg_catalog.current_database()), "
+        "(SELECT count(*) FROM pg_catalog.pg_largeobject_metadata), "
+        "(SELECT count(*) FROM pg_catalog.pg_class WHERE relkind = 'f')",
+    )
+    extensions = connection.execute("SELECT extname, extversion FROM pg_catalog.pg_extension ORDER BY extname").fetchall()
+    notes = []
+    chosen = options.schemas or options.tables
+    if chosen or options.exclude_schemas or options.exclude_tables or options.exclude_table_data:
+        notes.append("The options of the pipeline leave a part of the database out of this backup.")
+    if foreign:
+        notes.append(f"The rows of {foreign} foreign tables are on other servers and not in this backup.")
+    if large and not options.large_objects:
+        notes.append(f"{large} large objects are left out by the options of the pipeline.")
+    if standby:
+        notes.append("The backup was taken from a standby; unlogged tables have no rows there.")
+    return {
+        "format": options.format,
+        "compression": compression,
+        "identity": read_identity(connection),
+        "server": {"version": version, "version_num": number},
+        "client": {"version": clients.version, "major": clients.major},
+        "extensions": [{"name": name, "version": extension} for name, extension in extensions],
+        "totals": {"tables": sum(table.kind != "S" for table in held.tables), "database_size": size},
+        "large_objects": large if options.large_objects and not chosen else 0,
+        "notes": notes,
+    }
