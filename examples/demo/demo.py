@@ -28,8 +28,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from pgsnap import ConfigError
 from pgsnap.types import format_size
-from pgsnap_age import Age
 from pgsnap_postgres.server import Server, throwaway_server
 
 HERE = Path(__file__).parent
@@ -106,11 +106,11 @@ def size_below(folder: Path) -> int:
 
 def make_shop(server: Server) -> str:
     """Make the sample database ``shop`` and return its URL."""
-    with psycopg.connect(server.url_of("postgres"), autocommit=True) as connection:
+    with psycopg.connect(server.socket_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE shop TEMPLATE template0")
-    with psycopg.connect(server.url_of("shop")) as connection:
+    with psycopg.connect(server.database_url("shop", socket=True)) as connection:
         connection.execute((HERE / "shop.sql").read_bytes())
-    return server.url_of("shop")
+    return server.database_url("shop", socket=True)
 
 
 def look_at(url: str) -> tuple[int, int]:
@@ -124,6 +124,21 @@ def look_at(url: str) -> tuple[int, int]:
         if "password" in str(error).lower() and (hidden := urlsplit(url).password) and unquote(hidden) in str(error):
             raise Failed("the database of DATABASE_URL cannot be reached.") from None
         raise Failed(f"the database of DATABASE_URL cannot be reached: {error}") from None
+
+
+@contextmanager
+def second_server(major: int) -> Iterator[Server]:
+    """Start the empty server to restore into: of the same major version, or else a newer one."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(throwaway_server(major=major, listen=None))
+        except ConfigError:
+            server = stack.enter_context(throwaway_server(listen=None))
+            if server.major < major:
+                raise Failed(
+                    f"restoring needs a PostgreSQL {major} or newer on this machine; there is only {server.major}."
+                ) from None
+        yield server
 
 
 Description = Mapping[str, tuple[int, str]]
@@ -179,7 +194,7 @@ def demo(folder: Path, screen: Screen) -> None:
             source = own
         else:
             with screen.step("a sample shop") as say:
-                server = stack.enter_context(throwaway_server())
+                server = stack.enter_context(throwaway_server(listen=None))
                 major, name, source = server.major, "shop", make_shop(server)
                 before = describe(source)
                 rows = sum(count for what, (count, _) in before.items() if "." in what)
@@ -187,10 +202,10 @@ def demo(folder: Path, screen: Screen) -> None:
                 say(f"PostgreSQL {major} of its own: {tables} tables, {rows:,} rows, {before['large objects'][0]} large objects")
 
         with screen.step("a key") as say:
-            recipient = Age.keygen(folder / "key.txt")
+            recipient = run("keygen", "--output", str(folder / "key.txt"), environment={}).splitlines()[0]
             config = folder / "pgsnap.toml"
             config.write_text(CONFIG.format(name=name, recipient=recipient, folder=folder))
-            say(f"{recipient[:20]}… (key.txt), and pgsnap.toml: zstd, age, sha256, two stores")
+            say(f"{recipient[:14]}… (key.txt); pgsnap.toml: zstd, age, sha256, two stores")
 
         use = ("--config", str(config))
         secrets = {"DATABASE_URL": source, "PGSNAP_AGE_IDENTITY": str(folder / "key.txt")}
@@ -206,15 +221,15 @@ def demo(folder: Path, screen: Screen) -> None:
                 raise Failed(f"'pgsnap list' does not show {backup.name}.")
             say("shows it")
         with screen.step("pgsnap verify") as say:
-            run(*use, "verify", name, environment={"PGSNAP_AGE_IDENTITY": secrets["PGSNAP_AGE_IDENTITY"]})
+            run(*use, "verify", name, "--decode", environment={"PGSNAP_AGE_IDENTITY": secrets["PGSNAP_AGE_IDENTITY"]})
             say("every block of both copies was read, decrypted and checked")
 
         after = describe(source, roles=not own)
         with screen.step("pgsnap restore") as say:
-            second = stack.enter_context(throwaway_server(major) if own else throwaway_server())
-            target = second.url_of("restored")
+            second = stack.enter_context(second_server(major))
+            target = second.database_url("restored", socket=True)
             run(
-                *(*use, "restore", name, "--backup", "latest", "--to-env", "RESTORE_URL", "--yes"),
+                *(*use, "restore", name, "--backup", "latest", "--to-env", "RESTORE_URL"),
                 environment={"RESTORE_URL": target, "PGSNAP_AGE_IDENTITY": secrets["PGSNAP_AGE_IDENTITY"]},
             )
             say("into a second, empty server, roles and rights and all")
@@ -242,7 +257,7 @@ def next_steps(folder: Path, name: str, backup: Path) -> Text:
     lines.append("List it, check both copies again, and read how to restore it without pgsnap:\n", "dim")
     for line in (
         f"{command} --config {at}/pgsnap.toml list",
-        f"PGSNAP_AGE_IDENTITY={at}/key.txt {command} --config {at}/pgsnap.toml verify",
+        f"{command} --config {at}/pgsnap.toml verify --decode --identity {at}/key.txt",
         f"less {at}/store-a/{name}/{backup.name}/RECOVER.txt",
     ):
         lines.append(f"  {line}\n", "cyan")
