@@ -190,5 +190,10 @@ def _exactly(value: Any, kind: type) -> Any:
 
 def _reason(error: Exception) -> str:
     import cattrs
+    from cattrs.v import format_exception
 
-    return "; ".join(cattrs.transform_error(error, path="manifest")[:3]) or str(error)
+    def say(one: BaseException, kind: type | None) -> str:
+        # A validator's message, which attrs puts first, says more than "invalid value".
+        return str(one.args[0]) if isinstance(one, ValueError) and one.args else format_exception(one, kind)
+
+    return "; ".join(cattrs.transform_error(error, path="manifest", format_exception=say)[:3]) or str(error)
