@@ -108,7 +108,10 @@ class FsspecStore(Store):
         path = f"{root}/{key}"
         try:
             system.invalidate_cache(path.rpartition("/")[0])
-            size = int(_replay(lambda: system.info(path))["size"])
+            info = _replay(lambda: system.info(path))
+            if info.get("type") == "directory":  # its size is 0: it would be read as an empty object
+                raise NotFound(f"{self.label}: cannot read {key}: it is a folder, not an object.", self.label)
+            size = int(info["size"])
             end = size if length is None else start + length
             if end > size or start > size:
                 raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
