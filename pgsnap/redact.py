@@ -22,7 +22,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
 import attrs
@@ -40,6 +40,7 @@ SHORT = 4
 _NAMED = r"pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|private|signature|sig|api[_-]?key|access[_-]?key|account[_-]?key"
 _SENSITIVE = re.compile(rf"(?:{_NAMED})\d*$|^key$|private_key|secret", re.IGNORECASE)
 _CONNINFO = re.compile(r"(?:^|\s)(?:ssl)?password\s*=\s*('(?:[^'\\]|\\.)*'|[^\s']+)")
+_LENIENT = "surrogateescape"
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -61,8 +62,8 @@ class Redactor:
         if short:
             some = "|".join(short)
             patterns.append(rf"(?<=:)(?:{some})(?=@)")
-            patterns.append(rf"(?P<name>\b(?:{_NAMED})['\"]?\s*[=:]\s*['\"]?)(?:{some})(?![\w])")
-        self._pattern = re.compile("|".join(patterns), re.IGNORECASE if short and not forms else 0) if patterns else None
+            patterns.append(rf"(?P<name>(?i:\b(?:{_NAMED}))['\"]?\s*[=:]\s*['\"]?)(?:{some})(?!\w)")
+        self._pattern = re.compile("|".join(patterns)) if patterns else None
 
     @classmethod
     def from_components(cls, components: Iterable[object], *, extra: Iterable[str] = ()) -> Redactor:
@@ -153,7 +154,7 @@ def _walk(value: object, key: str, hidden: bool) -> Iterator[str]:
         for item in value:
             yield from _walk(item, key, hidden)
     elif attrs.has(type(value)):
-        for field in attrs.fields(type(value)):
+        for field in attrs.fields(cast("type[attrs.AttrsInstance]", type(value))):
             yield from _walk(getattr(value, field.name, None), field.name, hidden or field.repr is False)
 
 
@@ -212,7 +213,7 @@ def _forms(value: str) -> set[str]:
     plain = {value, unquote(value), unquote_plus(value)}
     forms = set(plain)
     for form in plain:
-        encoded = {quote(form, safe=""), quote(form), quote_plus(form)}
+        encoded = {quote(form, safe="", errors=_LENIENT), quote(form, errors=_LENIENT), quote_plus(form, errors=_LENIENT)}
         forms |= encoded | {re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), text) for text in encoded}
         forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1], repr(form)[1:-1]}
     return {form for form in forms if len(form) >= SHORT}
