@@ -45,6 +45,10 @@ def folder(pipeline: str, backup_id: str) -> str:
     return f"{pipeline}/{backup_id}/"
 
 
+def _to_the_second(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
 @attrs.frozen(kw_only=True)
 class FileRecord:
     """A small file beside the artifacts: its key (relative to the backup's folder), size in bytes and hex sha256."""
@@ -96,8 +100,8 @@ class Manifest:
 
     id: str = attrs.field(validator=matches_re(BACKUP_ID))
     pipeline: str = attrs.field(validator=matches_re(NAME))
-    started: datetime
-    ended: datetime
+    started: datetime = attrs.field(converter=_to_the_second)
+    ended: datetime = attrs.field(converter=_to_the_second)
     pgsnap: str
     dumper: StageRecord
     block: int = attrs.field(default=BLOCK, validator=[instance_of(int), ge(1)])
@@ -168,7 +172,7 @@ class Manifest:
 
 def _plain(instance: type | None, attribute: attrs.Attribute[Any] | None, value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return value.isoformat(timespec="seconds").replace("+00:00", "Z")
     return value
 
 
@@ -178,7 +182,7 @@ def _converter() -> Any:
     converter = cattrs.Converter()
     for kind in (str, int):
         converter.register_structure_hook(kind, _exactly)
-    converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(_exactly(value, str)).astimezone(UTC))
+    converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(_exactly(value, str)))
     return converter
 
 

@@ -110,7 +110,9 @@ class Pipeline:
     @property
     def limits(self) -> Limits:
         """What the fan-out grants to each store."""
-        return Limits(buffer=self.buffer, stall=self.stall_timeout, finish=self.finish_timeout)
+        return Limits(
+            buffer=self.buffer, stall=self.stall_timeout, finish=self.finish_timeout, grace=min(30.0, self.stall_timeout)
+        )
 
     @property
     def components(self) -> Sequence[Component]:

@@ -1,0 +1,311 @@
+"""A backup run: several stores from one dump, a manifest as the last thing, and nothing left of what failed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from pgsnap import (
+    ConfigError,
+    DumpError,
+    Event,
+    LocalStore,
+    Notifier,
+    NotifyError,
+    Pipeline,
+    StoreError,
+    Transform,
+)
+from pgsnap.manifest import Manifest
+from pgsnap.streams import Chunks, Stream
+from pgsnap.types import Facts
+
+Make = Callable[..., Pipeline]
+
+
+def files(folder: Path) -> list[str]:
+    """Return the files below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+
+
+@attrs.frozen(kw_only=True)
+class Flip(Transform):
+    """Inverts every bit, to have something between the dump and the stores."""
+
+    name: ClassVar[str] = "flip"
+    suffix: ClassVar[str] = ".flip"
+    compresses: ClassVar[bool] = True
+
+    def encode(self, chunks: Chunks, facts: Facts) -> Stream:
+        for chunk in chunks:
+            yield bytes(255 - byte for byte in chunk)
+        facts["done"] = True
+
+    def decode(self, chunks: Chunks, facts: Facts) -> Stream:
+        yield from self.encode(chunks, {})
+
+    def command(self, facts: Facts) -> str | None:
+        return "flip -d"
+
+
+@attrs.frozen(kw_only=True)
+class Sum(Transform):
+    """Passes through, with a sidecar."""
+
+    name: ClassVar[str] = "sum"
+
+    def encode(self, chunks: Chunks, facts: Facts) -> Stream:
+        digest = hashlib.md5()
+        for chunk in chunks:
+            digest.update(chunk)
+            yield chunk
+        facts["md5"] = digest.hexdigest()
+
+    def decode(self, chunks: Chunks, facts: Facts) -> Stream:
+        yield from chunks
+
+    def sidecars(self, filename: str, facts: Facts) -> dict[str, bytes]:
+        return {f"{filename}.md5": f"{facts['md5']}  {filename}\n".encode()}
+
+
+@attrs.frozen(kw_only=True)
+class Remember(Notifier):
+    """Keeps the events, or fails."""
+
+    name: ClassVar[str] = "remember"
+    on: tuple[Any, ...] = ("started", "succeeded", "partial", "failed")
+    events: list[Event] = attrs.field(factory=list)
+    fail: bool = False
+
+    def notify(self, event: Event, *, timeout: float) -> None:
+        self.events.append(event)
+        if self.fail:
+            raise NotifyError("nobody answers.")
+
+
+def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
+    """One dump; two folders that are the same, byte for byte; nothing beside what the manifest lists."""
+    pipeline = make(transforms=[Flip(), Sum()])
+    report = pipeline.backup()
+    folder = Path("shop") / report.id
+    expected = ["RECOVER.txt", "globals.sql.flip", "globals.sql.flip.md5", "manifest.json", "shop.dump.flip", "shop.dump.flip.md5"]
+    for store in ("a", "b"):
+        assert [f"{folder}/{name}" for name in expected] == files(tmp_path / store)
+    for name in expected:
+        assert (tmp_path / "a" / folder / name).read_bytes() == (tmp_path / "b" / folder / name).read_bytes()
+    assert 0 == report.exit_code
+    assert ["in", "out"] == pipeline.dump.entered  # type: ignore[attr-defined]
+    assert ("a note",) == report.notes
+    manifest = Manifest.from_bytes((tmp_path / "a" / folder / "manifest.json").read_bytes(), "a")
+    assert manifest == report.manifest
+    assert [("flip", {"done": True}), ("sum", manifest.artifacts[0].stages[1].facts)] == [
+        (stage.name, stage.facts) for stage in manifest.artifacts[0].stages
+    ]
+    stored = (tmp_path / "a" / folder / "shop.dump.flip").read_bytes()
+    assert hashlib.sha256(stored).hexdigest() == manifest.artifacts[0].objects[0].sha256
+    assert f"{hashlib.md5(stored).hexdigest()}  shop.dump.flip\n" == (tmp_path / "a" / folder / "shop.dump.flip.md5").read_text()
+
+
+def test_a_transform_that_compresses_steps_aside(make: Make, toy: Any) -> None:
+    """What is compressed already is not compressed again, and the manifest says what was done."""
+    report = make(dump=toy(compressed=True), transforms=[Flip(), Sum()]).backup()
+    assert ["sum"] == [stage.name for stage in report.manifest.artifacts[0].stages]  # type: ignore[union-attr]
+    assert "shop.dump" == report.manifest.artifacts[0].objects[0].key  # type: ignore[union-attr]
+
+
+def test_sidecars_only_where_nothing_changes_the_bytes_after(make: Make, tmp_path: Path) -> None:
+    """A checksum in the middle of the pipeline is not one of the stored file."""
+    make(transforms=[Sum(), Flip()]).backup()
+    assert not [name for name in files(tmp_path) if name.endswith(".md5")]
+
+
+@pytest.mark.parametrize("key", ["running.json", "shop.dump", "globals.sql", "RECOVER.txt", "manifest.json"])
+@pytest.mark.parametrize("after", [0, 1_500_000])
+def test_a_store_that_fails_drops_out(make: Make, faulty: Any, tmp_path: Path, key: str, after: int) -> None:
+    """The other one has its backup; of the failing one nothing is left; the run says so with exit code 3."""
+    bad = faulty(url=str(tmp_path / "b"), fail_write=key, after=after)
+    remember = Remember()
+    pipeline = make(stores=[str(tmp_path / "a"), bad], notifiers=[remember])
+    report = pipeline.backup()
+    assert (3, (str(tmp_path / "a"),)) == (report.exit_code, report.kept_in)
+    assert "the disk is on fire" in report.stores[1].error
+    assert [] == files(tmp_path / "b")
+    assert pipeline.verify(decode=True).problems == {str(tmp_path / "a"): ()}
+    assert ["started", "partial"] == [event.kind for event in remember.events]
+    assert "Missing: " in remember.events[1].text
+
+
+@pytest.mark.parametrize("how", ["lose", "short"])
+@pytest.mark.parametrize("key", ["shop.dump", "RECOVER.txt"])
+def test_a_store_that_lies_gets_no_manifest(make: Make, faulty: Any, tmp_path: Path, how: str, key: str) -> None:
+    """What a store says it has stored is counted and looked up again before the commit."""
+    liar = faulty(url=str(tmp_path / "b"), **{how: key})
+    report = make(stores=[str(tmp_path / "a"), liar]).backup()
+    assert (str(tmp_path / "a"),) == report.kept_in
+    assert [] == files(tmp_path / "b")
+
+
+def test_all_stores_failing_is_an_error_with_each_reason(make: Make, faulty: Any, tmp_path: Path) -> None:
+    """Nothing is kept, each store is named, and the dump is not pulled to its end for nobody."""
+    bad = [faulty(url=str(tmp_path / name), fail_write="shop.dump") for name in ("a", "b")]
+    with pytest.raises(StoreError) as caught:
+        make(stores=bad).backup()
+    assert str(tmp_path / "a") in str(caught.value)
+    assert str(tmp_path / "b") in str(caught.value)
+    assert (1, ()) == (caught.value.report.exit_code, caught.value.report.kept_in)
+    assert [] == files(tmp_path)
+
+
+def test_the_quorum_grades_and_what_was_kept_stays(make: Make, faulty: Any, tmp_path: Path) -> None:
+    """Two of two were asked for and one succeeded: exit code 1, and the one backup is there."""
+    bad = faulty(url=str(tmp_path / "b"), offline=True)
+    pipeline = make(stores=[str(tmp_path / "a"), bad], quorum=2)
+    with pytest.raises(StoreError, match=r"kept in: .*/a") as caught:
+        pipeline.backup()
+    assert 1 == caught.value.report.exit_code
+    assert pipeline.verify().ok is False
+    assert [caught.value.report.id] == [backup.id for backup in pipeline.backups().backups]
+
+
+@pytest.mark.parametrize("fail_at", [0, 100_000, 2_900_000])
+def test_a_dump_that_fails_leaves_nothing(make: Make, toy: Any, tmp_path: Path, fail_at: int) -> None:
+    """The dump's own error comes out, once; the stores are as before; the dump's context was left; the notifier heard of it."""
+    remember = Remember()
+    pipeline = make(dump=toy(fail_at=fail_at), notifiers=[remember])
+    with pytest.raises(DumpError, match="it was shot") as caught:
+        pipeline.backup()
+    assert [] == files(tmp_path)
+    assert ["in", "out"] == pipeline.dump.entered  # type: ignore[attr-defined]
+    assert ["started", "failed"] == [event.kind for event in remember.events]
+    assert "it was shot" in remember.events[1].text
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(caught.value) == str(again)
+    assert caught.value.report == again.report
+
+
+def test_a_stalled_store_does_not_hold_the_others(make: Make, faulty: Any, tmp_path: Path) -> None:
+    """It is dropped after its time, and the run ends while it is still hanging."""
+    release = threading.Event()
+    stuck = faulty(url=str(tmp_path / "b"), fail_write="shop.dump", hang=release, after=1)
+    pipeline = make(stores=[str(tmp_path / "a"), stuck], stall_timeout=0.3, finish_timeout=0.3, buffer=1 << 20)
+    began = time.monotonic()
+    try:
+        report = pipeline.backup()
+    finally:
+        release.set()
+    assert (str(tmp_path / "a"),) == report.kept_in
+    assert "took nothing for 0.3 s" in report.stores[1].error or "did not finish" in report.stores[1].error
+    assert time.monotonic() - began < 60
+
+
+def test_a_failing_notifier_grades_and_changes_nothing(make: Make) -> None:
+    """The backup is there; the exit code is 3; the report says who could not be told."""
+    report = make(notifiers=[Remember(fail=True), Remember()]).backup()
+    assert 3 == report.exit_code
+    assert ("the notifier 'remember' failed: nobody answers.",) * 2 == report.notify_errors
+    assert 2 == len(report.kept_in)
+
+
+def test_a_time_limit_ends_the_run(make: Make, toy: Any, tmp_path: Path) -> None:
+    """The error names the limit, and nothing is left."""
+
+    release = threading.Event()
+
+    @attrs.frozen(kw_only=True)
+    class Endless(toy):  # type: ignore[misc]
+        name: ClassVar[str] = "endless"
+
+        def dump(self, run: Any) -> Any:
+            import contextlib
+
+            from pgsnap import Artifact, Dump
+
+            def stream() -> Stream:
+                while True:
+                    yield b"x"
+                    release.wait(0.01)
+
+            return contextlib.nullcontext(Dump(artifacts=[Artifact(name="endless", open=stream)]))
+
+    with pytest.raises(Exception, match=r"longer than its time limit of 0\.7 s") as caught:
+        make(dump=Endless(), timeout=0.7).backup()
+    assert 1 == caught.value.exit_code  # type: ignore[attr-defined]
+    assert [] == files(tmp_path)
+
+
+def test_an_artifact_is_cut_at_the_least_limit_of_the_stores(make: Make, tmp_path: Path) -> None:
+    """The objects join to the artifact in the shell's own order, and the catalogue reads them."""
+
+    @attrs.frozen(kw_only=True)
+    class Small(LocalStore):
+        max_object: ClassVar[int | None] = 1_000_000
+
+    pipeline = make(stores=[Small(url=str(tmp_path / "a")), str(tmp_path / "b")])
+    report = pipeline.backup()
+    keys = [item.key for item in report.manifest.artifacts[0].objects]  # type: ignore[union-attr]
+    assert ["shop.dump", "shop.dump.001", "shop.dump.002"] == keys
+    folder = tmp_path / "b" / "shop" / report.id
+    joined = b"".join(path.read_bytes() for path in sorted(folder.glob("shop.dump*")))
+    assert pipeline.dump.contents["shop.dump"] == joined  # type: ignore[attr-defined]
+    assert pipeline.verify(decode=True).ok
+
+
+def test_an_exact_multiple_of_the_limit_makes_no_empty_object(make: Make, toy: Any, tmp_path: Path) -> None:
+    """The last object is full, not followed by an empty one; and an empty artifact is one empty object."""
+
+    @attrs.frozen(kw_only=True)
+    class Small(LocalStore):
+        max_object: ClassVar[int | None] = 1_000_000
+
+    dump = toy(contents={"two": b"x" * 2_000_000, "none": b""})
+    report = make(dump=dump, stores=[Small(url=str(tmp_path / "a"))]).backup()
+    artifacts = report.manifest.artifacts  # type: ignore[union-attr]
+    assert [[1_000_000, 1_000_000], [0]] == [[item.size for item in record.objects] for record in artifacts]
+
+
+def test_a_running_backup_says_so_and_stops_saying_so(make: Make, toy: Any, tmp_path: Path) -> None:
+    """While it runs there is a running.json with the id; after the commit there is none."""
+    seen: list[str] = []
+
+    def look(subject: str, done: int, expected: int | None) -> None:
+        seen.extend(files(tmp_path / "a"))
+
+    report = make().backup(progress=look)
+    running = f"shop/{report.id}/running.json"
+    assert running in seen
+    assert running not in files(tmp_path / "a")
+
+
+def test_a_pipeline_without_stores_is_refused(make: Make) -> None:
+    """Before anything is dumped."""
+    pipeline = make(stores=[])
+    with pytest.raises(ConfigError, match="has no store"):
+        pipeline.backup()
+    assert [] == pipeline.dump.entered  # type: ignore[attr-defined]
+
+
+def test_recover_names_every_file_and_fills_in_the_commands(make: Make, tmp_path: Path) -> None:
+    """The digests are of the stored files, the recipe's marks are replaced by commands that undo the stages."""
+    report = make(transforms=[Flip()]).backup()
+    folder = tmp_path / "a" / "shop" / report.id
+    text = (folder / "RECOVER.txt").read_text()
+    for name in ("shop.dump.flip", "globals.sql.flip"):
+        assert f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" in text
+    assert "cat shop.dump.flip | flip -d > out-shop.dump" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_manifest_holds_no_secret_host_or_path(make: Make, tmp_path: Path) -> None:
+    """Nothing of the stores is in it."""
+    report = make().backup()
+    document = json.loads((tmp_path / "a" / "shop" / report.id / "manifest.json").read_text())
+    assert str(tmp_path) not in json.dumps(document)
