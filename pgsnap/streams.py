@@ -23,6 +23,7 @@ adapt libraries that want files: ``ChunkReader`` (reads), ``through_writer`` (wr
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import hashlib
 import io
@@ -30,7 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -72,6 +73,11 @@ class Stalled(PgsnapError):
     """A consumer took nothing, or did not finish, within its time; it was dropped."""
 
 
+def _weight(chunk: bytes) -> int:
+    """What a queued chunk counts against a bound: its bytes and about what an object costs, so that tiny ones add up."""
+    return len(chunk) + 64
+
+
 # --- small tools -----------------------------------------------------------------------------------------------------
 
 
@@ -88,19 +94,21 @@ def read_chunks(file: IO[bytes], size: int = CHUNK) -> Stream:
 
 def resize(chunks: Chunks, size: int) -> Stream:
     """Yield the same bytes in chunks of exactly ``size`` bytes, the last one shorter. Holds less than two of them."""
-    held: list[bytes] = []
-    count = 0
+    held = bytearray()  # not a list: of two-byte chunks it would hold millions
     for chunk in chunks:
         start = 0
-        while len(chunk) - start >= size - count:
-            end = start + size - count
-            yield b"".join([*held, chunk[start:end]])
-            held, count, start = [], 0, end
-        if start < len(chunk):
-            held.append(chunk[start:])
-            count += len(chunk) - start
+        while len(chunk) - start >= size - len(held):
+            end = start + size - len(held)
+            if held:
+                held += memoryview(chunk)[start:end]
+                whole, held = bytes(held), bytearray()
+            else:
+                whole = chunk[start:end]
+            start = end
+            yield whole
+        held += memoryview(chunk)[start:]
     if held:
-        yield b"".join(held)
+        yield bytes(held)
 
 
 def take(source: Iterator[bytes], limit: int | None, rest: list[bytes]) -> Stream:
@@ -175,19 +183,35 @@ class Tap:
 
 
 class ChunkReader(io.RawIOBase):
-    """A readable file over chunks, for libraries that read. Holds one chunk; closing it does not close the chunks."""
+    """A readable file over chunks, for libraries that read. Holds one chunk; closing it does not close the chunks.
+
+    Once the chunks have failed, every further read raises the same error: a generator that has raised only ends from then
+    on, and a library that tries again would take that for the end of the file.
+    """
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = iter(chunks)
         self._chunk = b""
         self._at = 0
+        self._error: BaseException | None = None
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were pulled and not read."""
+        return len(self._chunk) - self._at
 
     def readable(self) -> bool:
         return True
 
     def _fill(self) -> bool:
         while self._at >= len(self._chunk):
-            chunk = next(self._chunks, None)
+            if self._error is not None:
+                raise self._error
+            try:
+                chunk = next(self._chunks, None)
+            except BaseException as error:
+                self._error = error
+                raise
             if chunk is None:
                 self._chunk, self._at = b"", 0
                 return False
@@ -204,8 +228,9 @@ class ChunkReader(io.RawIOBase):
         return piece
 
     def readinto(self, buffer: Any, /) -> int:
-        piece = self.read(len(buffer))
-        buffer[: len(piece)] = piece
+        view = memoryview(buffer).cast("B")
+        piece = self.read(len(view))
+        view[: len(piece)] = piece
         return len(piece)
 
     def read_exactly(self, size: int) -> bytes:
@@ -252,8 +277,11 @@ def through_writer(chunks: Chunks, wrap: Callable[[IO[bytes]], _Writer]) -> Stre
                 yield sink.pieces.popleft()
         whole = True
     finally:
-        writer.close()
-        if not whole:
+        if whole:
+            writer.close()
+        else:
+            with contextlib.suppress(Exception):  # it must not hide why the stream was left
+                writer.close()
             sink.pieces.clear()
     while sink.pieces:
         yield sink.pieces.popleft()
@@ -274,7 +302,7 @@ class _Exchange:
         self.out: deque[bytes] = deque()
         self.out_size = 0
         self.ended = False  # the source is whole and all of it was handed over
-        self.seen_end = False  # the worker has read the end
+        self.unread = False  # the worker returned in the middle of a chunk
         self.gone = False
         self.done = False
         self.error: BaseException | None = None
@@ -286,11 +314,10 @@ class _Exchange:
                     raise _Gone("the stream was given up")
                 if self.into:
                     chunk = self.into.popleft()
-                    self.into_size -= len(chunk)
+                    self.into_size -= _weight(chunk)
                     self.changed.notify_all()
                     return chunk
                 if self.ended:
-                    self.seen_end = True
                     return None
                 self.changed.wait()
 
@@ -301,7 +328,7 @@ class _Exchange:
             if self.gone:
                 raise _Gone("the stream was given up")
             self.out.append(data)
-            self.out_size += len(data)
+            self.out_size += _weight(data)
             self.changed.notify_all()
 
 
@@ -316,6 +343,11 @@ class _WorkerOutput(io.RawIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
+        if self._exchange.gone:
+            raise _Gone("the stream was given up")
+        if type(data) is bytes and len(data) >= CHUNK and not self._held:
+            self._exchange.put_output(data)
+            return len(data)
         self._held += data
         if len(self._held) >= CHUNK:
             self.hand_over()
@@ -345,28 +377,28 @@ def through_thread(chunks: Chunks, work: Callable[[IO[bytes], IO[bytes]], object
             yield chunk
 
     def run() -> None:
-        output = _WorkerOutput(exchange)
+        reader, output = ChunkReader(inputs()), _WorkerOutput(exchange)
         error: BaseException | None = None
         try:
-            work(ChunkReader(inputs()), output)  # type: ignore[arg-type]
+            work(reader, output)  # type: ignore[arg-type]
             output.hand_over()
         except BaseException as caught:
             error = caught
         with exchange.changed:
-            exchange.error, exchange.done = error, True
+            exchange.error, exchange.done, exchange.unread = error, True, reader.unread > 0
             exchange.changed.notify_all()
 
     source = iter(chunks)
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="stage", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             with exchange.changed:
                 while not (exchange.out or exchange.done or (not exchange.ended and exchange.into_size < exchange.bound)):
                     exchange.changed.wait()
                 ready = exchange.out.popleft() if exchange.out else None
                 if ready is not None:
-                    exchange.out_size -= len(ready)
+                    exchange.out_size -= _weight(ready)
                     exchange.changed.notify_all()
                 finished = exchange.done
             if ready is not None:
@@ -380,17 +412,18 @@ def through_thread(chunks: Chunks, work: Callable[[IO[bytes], IO[bytes]], object
                     exchange.ended = True
                 elif chunk:
                     exchange.into.append(chunk)
-                    exchange.into_size += len(chunk)
+                    exchange.into_size += _weight(chunk)
                 exchange.changed.notify_all()
         if exchange.error is not None:
             raise exchange.error
-        if not exchange.seen_end and (exchange.into or next((c for c in source if c), None) is not None):
+        if exchange.unread or exchange.into or (not exchange.ended and any(source)):
             raise StageError("there is data after the end of the stream; it is damaged or was put together wrongly.")
     finally:
         with exchange.changed:
             exchange.gone = True
             exchange.changed.notify_all()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 # --- parallel work ---------------------------------------------------------------------------------------------------
@@ -417,23 +450,45 @@ def prefetch(chunks: Chunks, bound: int = 4 * CHUNK) -> Stream:
 
 
 def in_flight(work: Callable[[T], R], items: Iterable[T], limit: int) -> Generator[R]:
-    """Yield ``work(item)`` for each item, in order, with at most ``limit`` of them under way in threads.
+    """Yield ``work(item)`` for each item, in order, with at most ``limit`` of them under way, each in a thread of its own.
 
-    The items are pulled by the consuming thread. The first failure is raised in its place, after all others under way have
-    ended; no further item is started.
+    The items are pulled by the consuming thread, at most ``limit`` of them ahead. The first failure is raised in its place,
+    after all others under way have ended; no further item is started. The threads are daemons, as a pool's are not: one that
+    is blocked for ever cannot keep the process of an abandoned consumer from ending.
     """
-    with ThreadPoolExecutor(max_workers=limit, thread_name_prefix="in-flight") as pool:
-        waiting: deque[Future[R]] = deque()
+    waiting: deque[tuple[threading.Thread, Future[R]]] = deque()
+
+    def start(item: T) -> None:
+        future: Future[R] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="in-flight", daemon=True)
+        waiting.append((thread, future))
         try:
-            for item in items:
-                waiting.append(pool.submit(contextvars.copy_context().run, work, item))
-                if len(waiting) >= limit:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            thread.start()
+        except BaseException:
+            waiting.pop()
+            raise
+
+    try:
+        for item in items:
+            if any(future.done() and future.exception() for _, future in waiting):
+                break
+            start(item)
+            if len(waiting) >= limit:
+                yield waiting[0][1].result()
+                waiting.popleft()[0].join()
+        while waiting:
+            yield waiting[0][1].result()
+            waiting.popleft()[0].join()
+    finally:
+        for thread, _ in waiting:
+            thread.join()
 
 
 # --- one source, many consumers --------------------------------------------------------------------------------------
@@ -457,7 +512,7 @@ class _Lane:
     def __init__(self, changed: threading.Condition) -> None:
         self.changed = changed
         self.queue: deque[bytes] = deque()
-        self.held = 0  # bytes queued
+        self.held = 0  # weight of what is queued
         self.moved = time.monotonic()  # when the consumer last took a chunk
         self.ended = False  # the source is whole
         self.drained = False  # the consumer has seen the end
@@ -475,15 +530,20 @@ class _Lane:
                 while not (self.broken or self.queue or self.ended):
                     self.changed.wait()
                 if self.broken is not None:
-                    raise UpstreamError(str(self.broken)) from self.broken
+                    raise UpstreamError(str(self.broken) or type(self.broken).__name__) from self.broken
                 if not self.queue:
                     self.drained = True
                     return
                 chunk = self.queue.popleft()
-                self.held -= len(chunk)
+                self.held -= _weight(chunk)
                 self.moved = time.monotonic()
                 self.changed.notify_all()
             yield chunk
+
+    def put(self, chunk: bytes) -> None:
+        self.queue.append(chunk)
+        self.held += _weight(chunk)
+        self.changed.notify_all()
 
     def drop(self, why: BaseException) -> None:
         self.broken = self.broken or why
@@ -511,11 +571,12 @@ def fan_out(
     Args:
         chunks: The source. It is pulled here and not closed.
         consumers: Each is called with a stream of its own and returns a value once it has read to the end.
-        buffer: Bytes held for each consumer; one chunk is always taken, however large.
+        buffer: Bytes held for each consumer (a chunk counts 64 more); one chunk is always taken, however large.
         stall: Seconds a consumer may leave its full buffer untouched.
         finish: Seconds the consumers have to complete after the last chunk.
         grace: Seconds to wait for the thread of a dropped consumer before it is reported as abandoned.
-        check: Called between chunks and about every second while waiting; what it raises ends everything.
+        check: Called by the calling thread, between chunks and about every second while waiting; what it raises ends
+            everything.
 
     Raises:
         What the source or ``check`` raised, once, after every consumer got its own UpstreamError and was given ``grace``.
@@ -531,12 +592,13 @@ def fan_out(
             values[number] = consumers[number](stream)
         except BaseException as caught:
             error = caught
-        finally:
+        with contextlib.suppress(ValueError):  # a thread of the consumer's own may still be inside
             stream.close()
         with changed:
             if error is None and not lane.drained:
                 error = StageError("the consumer returned before the stream had ended.")
             lane.error = lane.error or error
+            lane.broken = lane.broken or lane.error  # for a thread that is still inside
             lane.done = True
             lane.queue.clear()
             lane.held = 0
@@ -546,64 +608,74 @@ def fan_out(
         threading.Thread(target=contextvars.copy_context().run, args=(consume, number), daemon=True, name=f"fan-out-{number}")
         for number in range(len(consumers))
     ]
-    for thread in threads:
-        thread.start()
 
-    def offer(lane: _Lane, chunk: bytes) -> None:
+    def offer(chunk: bytes) -> None:
+        """Queue a chunk for every lane, each as soon as it has room, and drop those that stall meanwhile."""
         began = time.monotonic()
-        while lane.alive and lane.held and lane.held + len(chunk) > buffer:
-            left = max(began, lane.moved) + stall - time.monotonic()
-            if left <= 0:
-                lane.drop(Stalled(f"took nothing for {stall:g} s while {lane.held} bytes were waiting."))
-                return
-            changed.wait(min(left, 1.0))
+        waiting = lanes
+        while True:
+            with changed:
+                now, patience, full = time.monotonic(), 1.0, []
+                for lane in waiting:
+                    if not lane.alive:
+                        continue
+                    left = max(began, lane.moved) + stall - now
+                    if not lane.held or lane.held + _weight(chunk) <= buffer:
+                        lane.put(chunk)
+                    elif left > 0:
+                        full.append(lane)
+                        patience = min(patience, left)
+                    else:
+                        lane.drop(Stalled(f"took nothing for {stall:g} s while {lane.held} bytes were waiting."))
+                waiting = full
+                if not waiting:
+                    return
+                changed.wait(patience)
             if check is not None:
                 check()
-        if lane.alive:
-            lane.queue.append(chunk)
-            lane.held += len(chunk)
-            changed.notify_all()
 
-    def wait_for(seconds: float, checked: bool) -> None:
+    def wait_until_none(state: Callable[[_Lane], bool], seconds: float, checked: bool = True) -> None:
         deadline = time.monotonic() + seconds
-        while not all(lane.done for lane in lanes) and (left := deadline - time.monotonic()) > 0:
-            if not any(lane.alive for lane in lanes):  # only dropped ones are left
-                deadline = min(deadline, time.monotonic() + grace)
+        while True:
+            with changed:
                 left = deadline - time.monotonic()
-            changed.wait(min(left, 1.0))
+                if left <= 0 or not any(state(lane) for lane in lanes):
+                    return
+                changed.wait(min(left, 1.0))
             if checked and check is not None:
                 check()
 
     try:
+        for thread in threads:
+            thread.start()
         for chunk in chunks:
             if check is not None:
                 check()
-            with changed:
-                for lane in lanes:
-                    if chunk:
-                        offer(lane, chunk)
-                if not any(lane.alive for lane in lanes):
-                    break
+            if chunk:
+                offer(chunk)
+            if not any(lane.alive for lane in lanes):
+                break
         else:
             with changed:
                 for lane in lanes:
                     lane.ended = True
                 changed.notify_all()
+        wait_until_none(lambda lane: lane.alive, finish)
         with changed:
-            wait_for(finish, checked=True)
             for lane in lanes:
                 if lane.alive:
                     lane.drop(Stalled(f"did not finish within {finish:g} s after the last byte."))
-            wait_for(grace, checked=True)
+        wait_until_none(lambda lane: not lane.done, grace)
     except BaseException as failure:
         with changed:
-            for lane in lanes:
+            for thread, lane in zip(threads, lanes, strict=True):
+                lane.done = lane.done or thread.ident is None  # it could not be started
                 lane.drop(failure)
-            wait_for(grace, checked=False)
+        wait_until_none(lambda lane: not lane.done, grace, checked=False)
         raise
     finally:
         for thread, lane in zip(threads, lanes, strict=True):
-            if lane.done:
+            if lane.done and thread.ident is not None:
                 thread.join()
     with changed:
         return [
