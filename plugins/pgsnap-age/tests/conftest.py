@@ -1,0 +1,66 @@
+"""Key pairs for the tests of the age plugin, made once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import attrs
+import pytest
+
+from pgsnap_age import Age
+
+
+@attrs.frozen
+class KeyPair:
+    """A public key, and the file of its private key."""
+
+    public: str
+    file: Path
+
+
+@pytest.fixture(autouse=True)
+def no_identity_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own key must not decide a test."""
+    monkeypatch.delenv("PGSNAP_AGE_IDENTITY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="session")
+def alice(folder: Path) -> KeyPair:
+    return KeyPair(Age.keygen(folder / "alice.txt"), folder / "alice.txt")
+
+
+@pytest.fixture(scope="session")
+def bob(folder: Path) -> KeyPair:
+    return KeyPair(Age.keygen(folder / "bob.txt"), folder / "bob.txt")
+
+
+def ssh_key(folder: Path, kind: str, passphrase: str = "") -> KeyPair:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is not installed")
+    file = folder / f"id_{kind}{passphrase}"
+    if not file.exists():
+        command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "someone@somewhere", "-f", str(file)]
+        subprocess.run(command, check=True)
+    return KeyPair(file.with_suffix(".pub").read_text().strip(), file)
+
+
+@pytest.fixture(scope="session", params=["ed25519", "rsa"])
+def ssh(request: pytest.FixtureRequest, folder: Path) -> KeyPair:
+    return ssh_key(folder, request.param)
+
+
+@pytest.fixture(scope="session")
+def ed25519(folder: Path) -> KeyPair:
+    return ssh_key(folder, "ed25519")
+
+
+@pytest.fixture(scope="session")
+def locked_ssh(folder: Path) -> KeyPair:
+    return ssh_key(folder, "ed25519", "a-passphrase")
