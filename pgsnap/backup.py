@@ -33,6 +33,7 @@ from pgsnap.manifest import (
 )
 from pgsnap.process import watch
 from pgsnap.recover import recover_text
+from pgsnap.redact import Redactor
 from pgsnap.reports import BackupReport, StoreResult
 from pgsnap.run import Progress, Run
 from pgsnap.stages import Encoding, finder
@@ -251,6 +252,7 @@ class _Backup:
         )
 
     def notify(self, kind: Kind, text: str, report: BackupReport | None = None) -> None:
+        text = Redactor.from_components(self.pipeline.components)(text)
         event = Event(kind=kind, pipeline=self.pipeline.name, id=self.run.id, time=datetime.now(UTC), text=text, report=report)
         self.notify_errors += tell(self.pipeline.notifiers, event)
 

@@ -21,6 +21,8 @@ from pgsnap.types import format_duration
 
 __all__ = ["Progress", "Run"]
 
+logging.getLogger("pgsnap").addHandler(logging.NullHandler())  # a library is silent until its user listens
+
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with a subject (an artifact, or a store's label), the bytes done so far and the bytes expected, if known."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 import click
 
 from pgsnap.cli.session import Session, pass_session, print_json
@@ -59,6 +58,8 @@ def _tell(session: Session, report: object) -> None:
 
 
 def _document(report: object, error: PgsnapError | None, session: Session) -> object:
+    import attrs
+
     from pgsnap.reports import BackupReport
 
     if not isinstance(report, BackupReport):
@@ -86,6 +87,8 @@ def _document(report: object, error: PgsnapError | None, session: Session) -> ob
 @pass_session
 def copy(session: Session, names: Sequence[str], to: str | None, ids: Sequence[str], as_json: bool) -> int:
     """Bring stores that missed backups up to date from those that have them, without a dump."""
+    import attrs
+
     from pgsnap.reports import worst
 
     codes: list[int] = []

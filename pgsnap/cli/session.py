@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,11 +152,17 @@ class Session:
                 f"unexpected {type(error).__name__}: {error}. This is a fault in pgsnap or a plugin: run with -v and report it."
             )
             if self.verbose:
-                self.line("".join(traceback.format_exception(error)))
+                self.traceback(error)
             return 1
         if self.verbose and error.__cause__ is not None:
-            self.line("".join(traceback.format_exception(error)))
+            self.traceback(error)
         return error.exit_code
+
+    def traceback(self, error: Exception) -> None:
+        """Print the traceback of an error, for a bug report."""
+        import traceback
+
+        self.line("".join(traceback.format_exception(error)))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress | None]:
@@ -197,7 +202,7 @@ class _Lines(logging.Handler):
         try:
             text = record.getMessage()
             if record.exc_info and self._session.verbose:
-                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
             level = record.levelname.lower()
             if self._session.json_log:
                 self._session.emit(level, text, logger=record.name)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from pgsnap.cli.session import Session, pass_session, print_json
@@ -68,6 +67,8 @@ MARKS = {"ok": ("ok", "green"), "info": ("--", "dim"), "warning": ("!!", "yellow
 @pass_session
 def doctor(session: Session, names: Sequence[str], as_json: bool) -> int:
     """Look whether a backup would work now: server, client programs, permissions, keys, stores. Changes nothing."""
+    import attrs
+
     config = session.load()
     documents: list[dict[str, Any]] = []
     failed = False
