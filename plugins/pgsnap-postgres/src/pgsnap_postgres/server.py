@@ -42,6 +42,7 @@ __all__ = ["Server", "throwaway_server"]
 
 LONGEST_BASE = 70
 """A socket's path has at most 107 bytes; ours takes 35 after the folder it is in."""
+KEEPER = str(Path(_keeper.__file__))
 SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -155,7 +156,7 @@ def throwaway_server(
         "env": _environment(folder),
         "timeout": timeout,
     }
-    child = spawn([sys.executable, "-I", "-S", "-B", _keeper.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = spawn([sys.executable, "-I", "-S", "-B", KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     started: dict[str, str | int] = {}
     try:
         started = _ask(child, order, clients)
@@ -327,16 +328,19 @@ def _copy(prefix: Path, version: str, base: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             target.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
-        for folder in (work, *(p for p in work.rglob("*") if p.is_dir())):
+        for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
         if _is_ours(final) and not _is_whole(final, files):
             shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         if _is_ours(final) and _is_whole(final, files):  # another process was faster
             return final
-        raise
+        raise ConfigError(
+            f"PostgreSQL could not be copied to {final}, where another user can run it: {error.strerror}; "
+            "make room there, remove what stands in its place, or name another folder in TMPDIR."
+        ) from error
     return final
 
 
