@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import psycopg
 from compare import describe
+from psycopg.conninfo import make_conninfo
 from rich.console import Console, Group
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from pgsnap import ConfigError
 from pgsnap.types import format_size
 from pgsnap_postgres.server import Server, throwaway_server
+from pgsnap_postgres.url import parse_url
 
 HERE = Path(__file__).parent
 PGSNAP = str(Path(sys.executable).parent / "pgsnap")
@@ -113,16 +113,15 @@ def make_shop(server: Server) -> str:
     return server.database_url("shop", socket=True)
 
 
-def look_at(url: str) -> tuple[int, int]:
-    """Return the major version of a database's server and its size in bytes."""
+def look_at(url: str) -> tuple[str, int, int]:
+    """Return how to connect to a database, the major version of its server, and its size in bytes."""
     try:
-        with psycopg.connect(url, connect_timeout=10) as connection:
+        conninfo = make_conninfo(**parse_url(url).conninfo())  # type: ignore[arg-type]
+        with psycopg.connect(conninfo, connect_timeout=10) as connection:
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
             assert row is not None
-            return connection.info.server_version // 10000, int(row[0])
-    except psycopg.OperationalError as error:
-        if "password" in str(error).lower() and (hidden := urlsplit(url).password) and unquote(hidden) in str(error):
-            raise Failed("the database of DATABASE_URL cannot be reached.") from None
+            return conninfo, connection.info.server_version // 10000, int(row[0])
+    except (ConfigError, psycopg.Error) as error:
         raise Failed(f"the database of DATABASE_URL cannot be reached: {error}") from None
 
 
@@ -151,8 +150,8 @@ def differences(before: Description, after: Description, restored: Description) 
     return [what for what in wrong if what not in changed], changed
 
 
-def summary(found: Description, wrong: list[str]) -> Table:
-    """Return the table of what was compared: the largest tables first, then all else in one line each."""
+def summary(found: Description, wrong: list[str]) -> Group:
+    """Return the table of what was compared: the largest tables first, then all else in one sentence."""
     shown = Table(box=None, padding=(0, 2), header_style="dim", expand=True)
     shown.add_column("compared", ratio=1, overflow="ellipsis", no_wrap=True)
     shown.add_column("rows", justify="right")
@@ -167,10 +166,9 @@ def summary(found: Description, wrong: list[str]) -> Table:
         shown.add_row(Text(what.replace("\n", "⏎")), f"{count:,}", f"{digest[:12]}…", same)
     equal = [what for what in rest if what not in wrong]
     smaller = sum(1 for what in equal if "." in what)
-    kinds = [f"{found[what][0]} {what}" for what in equal if "." not in what and found[what][0]]
-    words = ([f"{smaller} smaller tables"] if smaller else []) + kinds
-    shown.add_row(Text(", ".join(words), overflow="fold", no_wrap=False), "", "", Text("equal", "green"))
-    return shown
+    words = [f"smaller tables ({smaller})"] if smaller else []
+    words += [f"{what} ({found[what][0]})" for what in equal if "." not in what and found[what][0]]
+    return Group(shown, Text(), Text(f"  Equal as well: {', '.join(words)}.", style="dim"))
 
 
 def demo(folder: Path, screen: Screen) -> None:
@@ -185,17 +183,17 @@ def demo(folder: Path, screen: Screen) -> None:
     with ExitStack() as stack:
         if own:
             with screen.step("your database") as say:
-                major, size = look_at(own)
-                name = "mine"
-                before = describe(own, roles=False)
+                source, major, size = look_at(own)
+                name, url = "mine", own
+                before = describe(source, roles=False)
                 say(f"PostgreSQL {major}, {format_size(size)}, {sum('.' in what for what in before)} tables; it is only read")
             if shutil.disk_usage(folder).free < 4 * size:
                 raise Failed(f"the database has {format_size(size)}; the demo wants four times that of free space here.")
-            source = own
         else:
             with screen.step("a sample shop") as say:
                 server = stack.enter_context(throwaway_server(listen=None))
                 major, name, source = server.major, "shop", make_shop(server)
+                url = source
                 before = describe(source)
                 rows = sum(count for what, (count, _) in before.items() if "." in what)
                 tables = sum("." in what for what in before)
@@ -208,9 +206,9 @@ def demo(folder: Path, screen: Screen) -> None:
             say(f"{recipient[:14]}… (key.txt); pgsnap.toml: zstd, age, sha256, two stores")
 
         use = ("--config", str(config))
-        secrets = {"DATABASE_URL": source, "PGSNAP_AGE_IDENTITY": str(folder / "key.txt")}
+        identity = {"PGSNAP_AGE_IDENTITY": str(folder / "key.txt")}
         with screen.step("pgsnap backup") as say:
-            run(*use, "backup", name, environment={"DATABASE_URL": source})
+            run(*use, "backup", name, environment={"DATABASE_URL": url})
             backup = next(path.parent for path in (folder / "store-a" / name).glob("*/manifest.json"))
             others = (folder / "store-b" / name / backup.name / "manifest.json").read_bytes()
             if others != (backup / "manifest.json").read_bytes():
@@ -221,7 +219,7 @@ def demo(folder: Path, screen: Screen) -> None:
                 raise Failed(f"'pgsnap list' does not show {backup.name}.")
             say("shows it")
         with screen.step("pgsnap verify") as say:
-            run(*use, "verify", name, "--decode", environment={"PGSNAP_AGE_IDENTITY": secrets["PGSNAP_AGE_IDENTITY"]})
+            run(*use, "verify", name, "--decode", environment=identity)
             say("every block of both copies was read, decrypted and checked")
 
         after = describe(source, roles=not own)
@@ -230,7 +228,7 @@ def demo(folder: Path, screen: Screen) -> None:
             target = second.database_url("restored", socket=True)
             run(
                 *(*use, "restore", name, "--backup", "latest", "--to-env", "RESTORE_URL"),
-                environment={"RESTORE_URL": target, "PGSNAP_AGE_IDENTITY": secrets["PGSNAP_AGE_IDENTITY"]},
+                environment={"RESTORE_URL": target, **identity},
             )
             say("into a second, empty server, roles and rights and all")
         with screen.step("compare") as say:
@@ -240,29 +238,19 @@ def demo(folder: Path, screen: Screen) -> None:
             if changed:
                 say(f"(changed meanwhile in the source, so not compared: {', '.join(changed)})")
 
-    shown = [Text(), summary({k: v for k, v in before.items() if k not in changed}, wrong)]
-    screen.console.print(Group(*shown))
+    screen.console.print(Group(Text(), summary({k: v for k, v in before.items() if k not in changed}, wrong), Text()))
     if wrong:
         raise Failed(f"restored differently: {', '.join(wrong)}")
-    screen.console.print(Panel(next_steps(folder, name, backup), title="left for you", title_align="left", border_style="dim"))
-
-
-def next_steps(folder: Path, name: str, backup: Path) -> Text:
-    """Return what lies where, and the next three commands to try."""
-    here = Path(os.path.relpath(folder))
-    at = here if not str(here).startswith("../..") else folder
+    at = folder if os.path.relpath(folder).startswith("..") else Path(os.path.relpath(folder))
     command = os.path.relpath(PGSNAP) if Path(PGSNAP).is_relative_to(Path.cwd()) else PGSNAP
-    lines = Text(overflow="fold")
-    lines.append(f"{at}/  pgsnap.toml  key.txt  store-a/  store-b/\n\n", "bold")
-    lines.append("List it, check both copies again, and read how to restore it without pgsnap:\n", "dim")
+    screen.console.print(Text(f"Left for you in {at}/: pgsnap.toml, key.txt, store-a/ and store-b/. To go on:", style="bold"))
     for line in (
         f"{command} --config {at}/pgsnap.toml list",
         f"{command} --config {at}/pgsnap.toml verify --decode --identity {at}/key.txt",
         f"less {at}/store-a/{name}/{backup.name}/RECOVER.txt",
     ):
-        lines.append(f"  {line}\n", "cyan")
-    lines.rstrip()
-    return lines
+        screen.console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)  # whole, to be copied
+    screen.console.print(Text("The last one is how to restore it without pgsnap.", style="dim"))
 
 
 def main() -> int:
