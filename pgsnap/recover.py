@@ -32,7 +32,7 @@ def recover_text(manifest: Manifest, dumper: Dumper, find: Finder) -> str:
         *(["#", "# You also need:"] if needs else []),
         *(f"#   - {need}" for need in needs),
         "",
-        "set -eu",
+        "set -eu  # leave this line out if you paste: it would close your terminal at the first error",
         "",
         "# 1. Are the files whole? Every line must say OK.",
         "sha256sum -c <<'SUMS'",

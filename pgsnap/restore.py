@@ -38,7 +38,6 @@ def restore(
     source, notes = open_source(pipeline, backup, run)
     run.id = source.id
     dumper = dumper_of(pipeline, source.manifest)
-    run.log.info("%s: restoring %s into %s", pipeline.name, source.id, dumper.describe(request))
     with run.watched():
         dumper.restore(source, request, run)
     return RestoreReport(

@@ -23,13 +23,13 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
     """
     from pgsnap.reports import worst
 
-    config = session.load()
-    for note in config.notes:
+    pipelines = session.pipelines(names)
+    for note in session.load().notes:
         if not session.quiet:
             session.line(f"{note.subject}: {note.text}", "dim")
     codes: list[int] = []
     documents: list[object] = []
-    for pipeline in session.pipelines(names):
+    for pipeline in pipelines:
         error: PgsnapError | None = None
         try:
             with session.progress() as progress:

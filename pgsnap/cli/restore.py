@@ -113,7 +113,7 @@ def restore(
         owners=not no_owners,
         force=replace is not None,
     )
-    session.line(f"restoring {pipeline.name} ({which}) into {pipeline.dump.describe(request)}", "bold")
+    session.line(f"{pipeline.name}: restoring {which} into {pipeline.dump.describe(request)}", "bold")
     with session.progress() as progress:
         report = restore_backup(pipeline, request, backup=which, progress=progress)
     seconds = (report.ended - report.started).total_seconds()
