@@ -4,11 +4,11 @@ Rules, each of which a backup somewhere was lost to:
 
 * A child that exits with anything but 0 raises out of the stream: a pipe's end is not the end of the data.
 * Its stderr is always drained, and the end of it (8 KiB) is kept for the error.
-* Its environment is made here: nothing is inherited but PATH, HOME and the like, so no ``PGHOST`` decides where a dump comes
-from. * To psql and pg_restore an early end of file looks like success. So ``feed_process`` writes a chunk only after the next
-one was
+* Its environment is made here: nothing is inherited but PATH, HOME and the like, so no ``PGHOST`` decides where a dump comes from.
+* To psql and pg_restore an early end of file looks like success. So ``feed_process`` writes a chunk only after the next one was
   pulled and checked, and kills the child before it closes the pipe when its source fails.
 * A child is stopped by SIGTERM, five seconds, SIGKILL. pg_dump killed outright leaves its server process queued for locks.
+* Signals go to the child's whole process group: behind a wrapper script it is the wrapper's child that holds the pipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import os
 import selectors
 import shlex
 import signal
+import struct
 import subprocess
+import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Protocol
@@ -31,6 +33,8 @@ __all__ = ["Child", "Spawn", "clean_environment", "feed_process", "read_process"
 
 STDERR_KEPT = 8192
 STOP_SECONDS = 5.0
+DRAIN_SECONDS = 1.0
+"""How long to wait for the end of stderr once the child has ended: all that it wrote is in the pipe, only others hold it open."""
 _INHERITED = ("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH", "KRB5CCNAME", "USER")
 
 
@@ -47,62 +51,73 @@ class Child:
         self.argv = tuple(argv)
         self.process = process
         self._tail = bytearray()
-        self._stopped = False
         self._drain = threading.Thread(target=self._read_stderr, name="stderr", daemon=True)
         self._drain.start()
 
     def _read_stderr(self) -> None:
         stderr = self.process.stderr
         assert stderr is not None
-        while data := stderr.read1(65536):  # type: ignore[attr-defined]
-            self._tail += data
-            if len(self._tail) > 2 * STDERR_KEPT:
-                del self._tail[:-STDERR_KEPT]
+        with stderr:
+            while data := stderr.read1(65536):  # type: ignore[attr-defined]
+                self._tail += data
+                if len(self._tail) > 2 * STDERR_KEPT:
+                    del self._tail[:-STDERR_KEPT]
 
     @property
     def stderr(self) -> str:
         """The end of what it has written to stderr, at most 8 KiB."""
         return bytes(self._tail[-STDERR_KEPT:]).decode("utf-8", "replace").strip()
 
+    def _signal(self, number: int) -> None:
+        if self.process.poll() is None:  # once it was waited for, its number may be another's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it and what it has started to end (SIGTERM), without waiting."""
+        self._signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """End it: SIGTERM, five seconds, SIGKILL. Does nothing if it has ended."""
-        self._stopped = True
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def kill(self) -> None:
         """End it at once with SIGKILL, so that it cannot act on anything that it has read."""
-        self._stopped = True
-        self.process.kill()
+        self._signal(signal.SIGKILL)
         self.process.wait()
 
     def release(self) -> None:
-        """Close its pipes and join the drain; the child must have ended, or is stopped first."""
+        """Close its pipes and join the drain; the child is stopped first if it has not ended."""
         self.stop()
-        self._drain.join(STOP_SECONDS)  # a grandchild may hold stderr open
-        for pipe in (self.process.stdin, self.process.stdout, None if self._drain.is_alive() else self.process.stderr):
+        self._drain.join(DRAIN_SECONDS)  # it closes stderr when that ends, which a grandchild may put off
+        for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
     def failure(self, error: type[ProcessError], note: str = "") -> ProcessError:
-        """Make the error that tells how it ended."""
-        self._drain.join(STOP_SECONDS)
+        """Make the error that tells how it ended; ``note`` is a sentence that follows."""
+        self._drain.join(DRAIN_SECONDS)
         status = self.process.returncode
         name = os.path.basename(self.argv[0])
-        if status is not None and status < 0:
-            with contextlib.suppress(ValueError):
-                name = f"{name} was ended by {signal.Signals(-status).name}"
-        elif status is not None:
-            name = f"{name} failed with exit status {status}"
+        if status is None:
+            text = name
+        elif status < 0:
+            try:
+                text = f"{name} was ended by {signal.Signals(-status).name}"
+            except ValueError:
+                text = f"{name} was ended by signal {-status}"
+        else:
+            text = f"{name} {'failed' if status else 'ended'} with exit status {status}"
         said = self.stderr
-        text = f"{name}{': ' + said if said else ' and said nothing'}"
-        return error(f"{text} {note}".rstrip(), self.argv, status, said)
+        text += f": {said}" if said else " and said nothing"
+        if note:
+            text = f"{text.rstrip('.')}. {note}"
+        return error(text, self.argv, status, said)
 
 
 class Spawn(Protocol):
@@ -147,12 +162,18 @@ def spawn(
             pass_fds=tuple(pass_fds),
             process_group=0,
         )
-    except OSError as error:
-        raise ProcessError(f"{shlex.quote(argv[0])} could not be started: {error.strerror}", argv) from error
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            _enlarge(pipe)
-    return Child(argv, process)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ProcessError(f"{shlex.quote(argv[0])} could not be started: {why}", argv) from error
+    try:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                _enlarge(pipe)
+        return Child(argv, process)
+    except BaseException:
+        with process:  # closes the pipes and waits
+            process.kill()
+        raise
 
 
 def _enlarge(pipe: IO[bytes]) -> None:
@@ -161,6 +182,55 @@ def _enlarge(pipe: IO[bytes]) -> None:
     if setting is not None:
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, setting, CHUNK)
+
+
+STOPPED_READING = "It stopped reading before the end."
+
+
+class _Input:
+    """A child's stdin: closed when all was written, and afterwards asked whether the child has read all of it.
+
+    What still fits into the pipe is written without an error to a child that never reads it, so a broken pipe alone does not
+    tell. Where the system allows it (Linux), a reader of our own is opened at the end and says how many bytes were left.
+    """
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.pipe = pipe
+        self.descriptor = pipe.fileno()
+        self.cut_off = False
+        self._reader: int | None = None
+
+    def write(self, data: memoryview) -> int:
+        """Write what can be written; on a broken pipe set ``cut_off`` and drop it all."""
+        try:
+            return os.write(self.descriptor, data)
+        except BrokenPipeError:
+            self.cut_off = True
+            return len(data)
+
+    def write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self.write(view) :]
+
+    def end(self) -> None:
+        """Let the child see the end of file."""
+        if not self.cut_off:
+            with contextlib.suppress(OSError):
+                self._reader = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.pipe.close()
+
+    def was_read(self) -> bool:
+        """Whether the child, which has ended, had read everything."""
+        if self.cut_off or self._reader is None:
+            return not self.cut_off
+        count: int = struct.unpack("i", fcntl.ioctl(self._reader, termios.FIONREAD, bytes(4)))[0]
+        return count == 0
+
+    def release(self) -> None:
+        if self._reader is not None:
+            os.close(self._reader)
+            self._reader = None
 
 
 def read_process(
@@ -204,16 +274,16 @@ def through_process(
     """
     child = start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, pass_fds=pass_fds)
     source = iter(chunks)
+    stdin, stdout = child.process.stdin, child.process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    into = _Input(stdin)
     try:
-        stdin, stdout = child.process.stdin, child.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        os.set_blocking(stdin.fileno(), False)
+        os.set_blocking(into.descriptor, False)
         with selectors.DefaultSelector() as ready:
             ready.register(stdin, selectors.EVENT_WRITE)
             ready.register(stdout, selectors.EVENT_READ)
             pending = memoryview(b"")
-            cut_off = False
             while ready.get_map():
                 for key, _ in ready.select():
                     if key.fileobj is stdout:
@@ -227,20 +297,20 @@ def through_process(
                         chunk = next(source, None)
                         if chunk is None:
                             ready.unregister(stdin)
-                            stdin.close()
+                            into.end()
                             continue
                         pending = memoryview(chunk)
-                    try:
-                        pending = pending[os.write(stdin.fileno(), pending) :] if pending else pending
-                    except BlockingIOError:
-                        pass
-                    except BrokenPipeError:
-                        cut_off = True
+                    with contextlib.suppress(BlockingIOError):
+                        pending = pending[into.write(pending) :]
+                    if into.cut_off:
                         ready.unregister(stdin)
-        if child.process.wait() or cut_off:
-            raise child.failure(error, "It stopped reading before the end." if cut_off else "")
+        if child.process.wait():
+            raise child.failure(error)
+        if not into.was_read():
+            raise child.failure(error, STOPPED_READING)
     finally:
         child.release()
+        into.release()
 
 
 def feed_process(
@@ -266,40 +336,33 @@ def feed_process(
         error: It exited with anything but 0, or stopped reading early where it must not.
     """
     child = start(argv, stdin=subprocess.PIPE, stdout=stdout, env=env, pass_fds=pass_fds)
-    whole = False
+    assert child.process.stdin is not None
+    into = _Input(child.process.stdin)
+    fed = False
     try:
-        assert child.process.stdin is not None
-        descriptor = child.process.stdin.fileno()
-        cut_off = False
         held = b""
         for chunk in chunks:
             if not chunk:
                 continue
-            if not cut_off:
-                cut_off = not _write_all(descriptor, held)
-                if cut_off and not partial:
-                    break
+            if not into.cut_off:
+                into.write_all(held)
+            if into.cut_off and (not partial or child.process.poll()):
+                break
             held = chunk
         else:
-            cut_off = cut_off or not _write_all(descriptor, held)
-        whole = True
-        child.process.stdin.close()
-        if child.process.wait() or (cut_off and not partial):
-            raise child.failure(error, "It stopped reading before the end." if cut_off else "")
+            if not into.cut_off:
+                into.write_all(held)
+        fed = True
+        into.end()
+        if child.process.wait():
+            raise child.failure(error)
+        if not partial and not into.was_read():
+            raise child.failure(error, STOPPED_READING)
     finally:
-        if not whole:
+        if not fed:
             child.kill()
         child.release()
-
-
-def _write_all(descriptor: int, data: bytes) -> bool:
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(descriptor, view) :]
-    except BrokenPipeError:
-        return False
-    return True
+        into.release()
 
 
 @contextlib.contextmanager
