@@ -12,7 +12,7 @@ from pgsnap.testing import TransformConformance
 class TestXz(TransformConformance):
     @pytest.fixture
     def transform(self) -> Xz:
-        return Xz(level=1)
+        return Xz(level=0)
 
 
 def test_a_level_out_of_range_is_refused() -> None:
