@@ -209,7 +209,7 @@ class TransformConformance(ComponentConformance):
 
     def test_closing_midway_leaves_nothing(self, transform: Transform) -> None:
         """A consumer may stop after any piece: no thread is left, and the input is not closed."""
-        plain = cut(os.urandom(12 * CHUNK), CHUNK)
+        plain = cut(os.urandom(4 * CHUNK), CHUNK // 2)
         facts: Facts = {}
         encoded = cut(b"".join(transform.encode(plain, facts)), CHUNK)
         for call, chunks in zip(both(transform, facts), (plain, encoded), strict=True):
