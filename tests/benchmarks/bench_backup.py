@@ -268,7 +268,7 @@ def curve(server: Server, url: str, folder: Path, recipient: str, environment: M
     """Measure levels of compression: pg_dump alone, and pgsnap with compression inside the archive and outside."""
     age = f'use = "age"\nrecipients = ["{recipient}"]'
     commands: dict[str, list[str]] = {}
-    pg_dump = [str(Path(server.bindir) / "pg_dump"), "-d", url, "-Fc", "-f", "dump"]
+    pg_dump = [str(Path(server.bindir) / "pg_dump"), "-d", url, "-Fc", "--no-sync", "-f", "dump"]
     methods = ["zstd:1", "zstd:2", "zstd:3", "zstd:6", "zstd:9", "lz4:1", "gzip:1", "gzip:6", "none"]
     for method in methods:
         commands[f"pg_dump {method}"] = [*pg_dump, f"--compress={method}"]
@@ -349,7 +349,8 @@ def main() -> int:
         started = time.monotonic()
         url = load(server, size)
         environment = {"DATABASE_URL": url}
-        subprocess.run([str(Path(server.bindir) / "pg_dump"), "-d", url, "-Fc", "-Z0", "-f", os.devnull], check=True)  # warm
+        warm = [str(Path(server.bindir) / "pg_dump"), "-d", url, "-Fc", "-Z0"]
+        subprocess.run(warm, check=True, stdout=subprocess.DEVNULL)
         print(f"loaded in {time.monotonic() - started:.0f} s\n", flush=True)
         if chosen.curve:
             result["curve"] = curve(server, url, folder, recipient, environment)

@@ -54,7 +54,7 @@ def test_demo(bindir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads(next((tmp_path / "out" / "store-a" / "shop").glob("*/manifest.json")).read_text())
     major = subprocess.run([bindir / "pg_dump", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    assert manifest["facts"]["client"]["version"].startswith(major.split(".")[0])
+    assert manifest["dumper"]["facts"]["client"]["version"].startswith(major.split(".")[0])
 
 
 @pytest.mark.parametrize("format", ["custom", "plain"])
