@@ -181,7 +181,7 @@ class Builder:
             class_ = self._class(kind, table, path)
         except (ConfigError, PluginError) as error:
             variable = self._because.get(path)
-            why = f"{error} It is there because {variable} is set." if variable else str(error)
+            why = f"{variable} is set, but {error}" if variable else str(error)
             self._problem(path, why, str(table.get("use", "")))
             return None
         if class_ is None:

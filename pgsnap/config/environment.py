@@ -74,7 +74,7 @@ def describe_environment(environ: Mapping[str, str], *, dump: bool = True) -> De
     try:
         name = _name(environ)
     except ConfigError as error:
-        problems.append(f"environment: {error}")
+        problems = problems or [f"environment: {error}"]
         name = "database"
     path = f"pipeline.{name}"
     note("PGSNAP_NAME" if environ.get("PGSNAP_NAME") else "DATABASE_URL", f"names the pipeline {name!r}.")

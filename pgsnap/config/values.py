@@ -220,8 +220,8 @@ def make_converter() -> Converter:
 def construct(class_: type[T], values: Mapping[str, Any], options: Mapping[str, Option]) -> T:
     """Make an object of structured options.
 
-    attrs stops at the first validator that refuses. To find the others, the option that it refused is left out and the object made
-    again, until it can be made.
+    attrs stops at the first validator that refuses. To find the others, the option that it refused is left out and the object
+    made again, until it can be made.
 
     Raises:
         Misfit: validators refuse some options. The texts are theirs, and may repeat values.
@@ -261,7 +261,7 @@ def structure_options(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Return the options with their values structured, and what is wrong: unknown, missing and ill-typed options together.
 
-    Those that are wrong, and those that were left out and have a default, are not among the values.
+    Those that are wrong are not among the values, nor are those that were left out and have a default.
     """
     problems = [Problem(suggest(key, options), key, "unknown") for key in values if key not in options]
     structured: dict[str, Any] = {}

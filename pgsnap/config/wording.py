@@ -113,7 +113,7 @@ def _hint(type_: Type, value: object, hide: bool) -> str:
     if bases & {str, Secret, Path}:
         if isinstance(value, dict):
             return ' For a reference write { env = "NAME" }, { file = "PATH" } or { command = ["PROGRAM"] }.'
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             return " Put it in quotes."
     return ""
 
