@@ -4,7 +4,7 @@ Rules, each of which a backup somewhere was lost to:
 
 * A child that exits with anything but 0 raises out of the stream: a pipe's end is not the end of the data.
 * Its stderr is always drained, and the end of it (8 KiB) is kept for the error.
-* Its environment is made here: nothing is inherited but PATH, HOME and the like, so no ``PGHOST`` decides where a dump comes from.
+* Its environment is made here: only PATH, HOME and the like are inherited, so no ``PGHOST`` decides where a dump comes from.
 * To psql and pg_restore an early end of file looks like success. So ``feed_process`` writes a chunk only after the next one was
   pulled and checked, and kills the child before it closes the pipe when its source fails.
 * A child is stopped by SIGTERM, five seconds, SIGKILL. pg_dump killed outright leaves its server process queued for locks.

@@ -113,8 +113,7 @@ class Run:
             self._reason = reason
             children, callbacks = list(self._children), list(self._callbacks)
         for child in children:
-            if child.process.poll() is None:
-                child.process.terminate()
+            child.terminate()
         for child in children:
             child.stop()
         for callback in callbacks:

@@ -11,8 +11,8 @@ import secrets
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
@@ -33,6 +33,8 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str | Secret) -> None:
+        if not isinstance(value, (str, Secret)):
+            raise TypeError(f"a Secret holds text, not {type(value).__name__}.")
         self._value: str = value._value if isinstance(value, Secret) else value
 
     def reveal(self) -> str:
@@ -49,7 +51,10 @@ class Secret:
         return bool(self._value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and secrets.compare_digest(self._value.encode(), other._value.encode())
+        if not isinstance(other, Secret):
+            return False
+        mine, its = (s._value.encode("utf-8", "surrogatepass") for s in (self, other))
+        return secrets.compare_digest(mine, its)
 
     def __hash__(self) -> int:
         return hash((Secret, self._value))
@@ -107,7 +112,7 @@ class Keep:
 # --- names and ids ---------------------------------------------------------------------------------------------------
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-BACKUP_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{4})")
+BACKUP_ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{4})")
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -129,7 +134,7 @@ def escape_name(text: str) -> str:
         return text
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip("._-")[:80]
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain or 'x'}-{digest}"
 
 
@@ -158,34 +163,36 @@ _SPANS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 def parse_size(text: str) -> int:
     """Return bytes from ``"64 MiB"``, ``"5GB"`` or ``"1048576"``; raise ConfigError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise ConfigError(f"{text!r} is not a size; write it like 64MiB, 5GB or 1048576.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(Fraction(match[1]) * _UNITS[match[2].upper()])
 
 
 def parse_duration(text: str) -> float:
     """Return seconds from ``"90s"``, ``"2h"``, ``"1h30m"`` or ``"45"``; raise ConfigError otherwise."""
-    compact = text.replace(" ", "")
-    if re.fullmatch(r"\d+(\.\d+)?", compact):
-        return float(compact)
-    if not re.fullmatch(r"(\d+(\.\d+)?(ms|[smhd]))+", compact):
+    text = text.strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        return float(text)
+    part = r"([0-9]+(?:\.[0-9]+)?)\s*(ms|[smhd])\s*"
+    if not re.fullmatch(f"({part})+", text):
         raise ConfigError(f"{text!r} is not a duration; write it like 90s, 15m, 2h or 1h30m.")
-    return sum(float(n) * _SPANS[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|[smhd])", compact))
+    return sum(float(number) * _SPANS[unit] for number, unit in re.findall(part, text))
 
 
 def format_size(size: float) -> str:
     """Return bytes as people read them, in decimal units: ``"1.2 GB"``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        digits = 0 if unit == "B" or round(size, 1) >= 100 else 1
+        if round(size, digits) < 1000:
+            return f"{size:.{digits}f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
 
 
 def format_duration(seconds: float) -> str:
     """Return seconds as people read them: ``"0.4 s"``, ``"3 m 12 s"``, ``"2 h 5 m"``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -194,16 +201,27 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes} m"
 
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:[0-9]*)?")
+
+
 def without_userinfo(url: str) -> str:
-    """Return a URL without user, password, query and fragment: what may stand in a message."""
-    if "://" not in url:
-        return url
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", ""))
-    except ValueError:
-        return url.partition("://")[0] + "://" + MASK
+    """Return a URL without user, password, query and fragment: what may stand in a message.
+
+    fsspec's chains (``simplecache::s3://…``) are treated link by link, plain paths are returned as they are. Where an unescaped
+    character leaves it open what belongs to a password (``u:a/b@host``), everything but the scheme is masked.
+    """
+    first, *others = re.split(r"::(?=[A-Za-z0-9+.-]+://)", url, maxsplit=1)
+    if others:
+        return f"{without_userinfo(first)}::{without_userinfo(others[0])}"
+    scheme, separator, rest = url.partition("://")
+    if not separator:  # a path; but libpq's "password=…" and "user:password@host:path" come here too
+        doubtful = re.match(r"/?/?[^/]*:.*@", url, re.DOTALL) or re.search(r"pass\w*\s*=", url, re.IGNORECASE)
+        return MASK if doubtful else url
+    authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    hosts = authority.rpartition("@")[2]
+    if (":" in authority and "@" in tail) or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        return f"{scheme}://{MASK}"
+    return f"{scheme}://{hosts}{re.split('[?#]', tail)[0]}"
 
 
 def plain_mapping(value: Mapping[str, Any]) -> Facts:
