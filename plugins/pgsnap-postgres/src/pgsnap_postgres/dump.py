@@ -36,10 +36,29 @@ from pgsnap_postgres.url import Target, parse_url
 if TYPE_CHECKING:
     from pgsnap_postgres.pg_dump import Compression, PgDump
 
-__all__ = ["choose_compression", "dump", "pg_dump_argv"]
+__all__ = ["choose_clients", "choose_compression", "dump", "pg_dump_argv"]
 
 ATTEMPTS = 3
+"""How often locks are tried for, ``lock_timeout`` seconds each."""
 CHANGES = 20
+"""How often a dump begins anew at most because somebody changed a table, or wanted to: each costs a fraction of a second."""
+
+
+class _InTheWay(LockTimeout):
+    """A session queued between the holder and pg_dump; it is let through by beginning again."""
+
+
+def choose_clients(options: PgDump, major: int) -> Clients:
+    """Return the programs for a server; of two installations of one major, the one that can compress as the options say."""
+    from pgsnap_postgres.pg_dump import Compression
+
+    need = ["pg_dump", "pg_dumpall"] if options.globals != "no" else ["pg_dump"]
+    clients = find_clients(major, need=need, bindir=options.bindir)
+    if options.format == "custom":
+        method = Compression.parse(options.compress).method
+        able = find_clients(major, need=need, bindir=options.bindir, compression=method)
+        return able if able.major == clients.major else clients
+    return clients
 
 
 def choose_compression(options: PgDump, clients: Clients) -> Compression:
@@ -86,9 +105,7 @@ def dump(options: PgDump, run: Run) -> Iterator[Dump]:
     names = Names.of(run)
     with contextlib.ExitStack() as stack:
         sessions = stack.enter_context(watch_sessions(target, names.holder, options.role))
-        major = sessions.connection.info.server_version // 10000
-        need = ["pg_dump", "pg_dumpall"] if options.globals != "no" else ["pg_dump"]
-        clients = find_clients(major, need=need, bindir=options.bindir)
+        clients = choose_clients(options, sessions.connection.info.server_version // 10000)
         service = stack.enter_context(service_file(target, application_name=names.dump))
         taking = _Taking(options, target, clients, service, sessions, names, run)
         attempt = stack.enter_context(taking.begin())
@@ -109,17 +126,17 @@ class _Taking:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[_Attempt]:
-        """Try until an attempt holds, which is at most three times for locks; then keep it for as long as the context lasts."""
+        """Try until an attempt holds, and keep that for as long as the context lasts."""
         timeouts = changes = 0
         while True:
             with contextlib.ExitStack() as stack:
                 try:
                     attempt = self._attempt(stack)
-                except Changed:
+                except (Changed, _InTheWay) as error:
                     changes += 1
                     if changes >= CHANGES:
                         raise
-                    self.run.log.info("the tables changed while the dump began; it begins again.")
+                    self.run.log.info("the dump begins again: %s", error)
                 except LockTimeout as error:
                     timeouts += 1
                     if timeouts >= ATTEMPTS:
@@ -153,7 +170,7 @@ class _Taking:
                     found.append(who)
                     self.sessions.terminate(self.names.dump)
 
-        return watch(look, min(1.0, self.options.lock_timeout / 2), name="circle")
+        return watch(look, min(0.25, self.options.lock_timeout / 2), name="circle")
 
 
 class _Attempt:
@@ -214,9 +231,9 @@ class _Attempt:
             self._taking.run.check()
             said = error.stderr
             if circle:
-                raise LockTimeout(
-                    f"{circle[0]} waits for a table that the dump has locked, and would block pg_dump; wait until that has "
-                    "ended, or raise lock_timeout."
+                raise _InTheWay(
+                    f"{circle[0]} waits for a table that the dump has locked, and pg_dump would wait behind it; run the backup "
+                    "when it has ended."
                 ) from None
             if "lock timeout" in said or "statement timeout" in said:
                 raise LockTimeout(f"pg_dump could not lock a table in time: {said}; raise lock_timeout.") from None

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Changed", "Held", "LockTimeout", "advisory_key", "hold"]
 
 ALIVE_EVERY = 30.0
+LOOK_EVERY = 5.0
 LOCKS_AT_ONCE = 200
 
 _SETTINGS = """
@@ -57,24 +58,21 @@ class LockTimeout(DumpError):
 class Held:
     """A snapshot that is being held.
 
-    ``snapshot`` is what pg_dump takes for ``--snapshot``; ``tables`` are those that are locked, and the sequences; ``queued``
-    is the largest number of sessions seen waiting behind the dump; ``lost`` says why the holder is gone, or is empty.
+    ``pid`` is the server process that holds the locks; ``snapshot`` is what pg_dump takes for ``--snapshot``; ``tables`` are
+    those that are locked, and the sequences; ``queued`` is the largest number of sessions
+    seen waiting behind the dump; ``lost`` says why the holder is gone, or is empty.
     """
 
     connection: Connection
     sessions: Sessions
     names: Names
     run: Run
+    pid: int
     snapshot: str = ""
     tables: tuple[Table, ...] = ()
     queued: int = 0
     lost: str = ""
     _spoken: float = attrs.field(factory=time.monotonic)
-
-    @property
-    def pid(self) -> int:
-        """The server process that holds the locks."""
-        return self.connection.info.backend_pid
 
     def tick(self) -> None:
         """Keep the holder alive and look who waits behind the dump. Never raises: a dump does not fail because of a look."""
@@ -130,15 +128,13 @@ def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run:
 
     with contextlib.closing(connect(target, application_name=names.holder, role=options.role)) as connection:
         refuse_transaction_pooler(detect_pooling(connection, sessions.connection), target)
-        held = Held(connection, sessions, names, run)
         try:
+            held = Held(connection, sessions, names, run, _one(connection, "SELECT pg_catalog.pg_backend_pid()"))
             with run.on_abort(lambda: connection.cancel_safe(timeout=5.0)):
                 listed = list_tables(sessions.connection, options)
                 check_readable(listed, _role_of(sessions))
                 _lock(held, [table for table in listed if table.kind != "S"], options.lock_timeout)
-                row = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
-                assert row is not None
-                held.snapshot = row[0]
+                held.snapshot = _one(connection, "SELECT pg_catalog.pg_export_snapshot()")
                 held.tables = list_tables(connection, options)
                 if {t for t in held.tables if t.kind != "S"} != {t for t in listed if t.kind != "S"}:
                     raise Changed("the tables changed while they were being locked; run the backup again.")
@@ -148,8 +144,14 @@ def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run:
         except psycopg.Error as error:
             run.check()
             raise DumpError(f"{target.describe()} refused to hold a snapshot: {scrubbed(str(error), target)}") from None
-        with watch(held.tick, 5.0, name="holder"):
+        with watch(held.tick, LOOK_EVERY, name="holder"):
             yield held
+
+
+def _one(connection: Connection, query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
 
 
 def _role_of(sessions: Sessions) -> str:

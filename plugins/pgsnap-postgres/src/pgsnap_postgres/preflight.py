@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pgsnap import Finding, PgsnapError, Run
-from pgsnap_postgres.clients import find_clients
-from pgsnap_postgres.connect import Names, connect
+from pgsnap_postgres.connect import Names, connect, scrubbed
 from pgsnap_postgres.pooling import detect_pooling
 from pgsnap_postgres.sessions import Sessions, watch_sessions
 from pgsnap_postgres.tables import list_tables
@@ -27,12 +26,17 @@ def preflight(options: PgDump, run: Run) -> Sequence[Finding]:
         target = parse_url(options.url)
     except PgsnapError as error:
         return [Finding("error", "database", _sentence(error))]
+    import psycopg
+
     found = [Finding("info", "database", note) for note in target.notes]
     try:
         with watch_sessions(target, Names.of(run).holder, options.role) as sessions:
-            found += _looks(options, target, sessions, run)
+            for finding in _looks(options, target, sessions, run):
+                found.append(finding)  # one by one: what was found before an error is kept
     except PgsnapError as error:
         found.append(Finding("error", "database", _sentence(error)))
+    except psycopg.Error as error:
+        found.append(Finding("error", "database", f"{target.describe()} refused to be looked at: {scrubbed(str(error), target)}"))
     return found
 
 
@@ -41,31 +45,27 @@ def _sentence(error: PgsnapError) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _looks(options: PgDump, target: Target, sessions: Sessions, run: Run) -> list[Finding]:
-    from pgsnap_postgres.dump import choose_compression
-
-    version = sessions.connection.info.server_version
+def _looks(options: PgDump, target: Target, sessions: Sessions, run: Run) -> Iterator[Finding]:
     shown = str(sessions.rows("SELECT pg_catalog.current_setting('server_version')")[0][0])
-    found = [Finding("ok", "database", f"Connected to {target.describe()}, PostgreSQL {shown}.")]
-    need = ["pg_dump", "pg_dumpall"] if options.globals != "no" else ["pg_dump"]
+    yield Finding("ok", "database", f"Connected to {target.describe()}, PostgreSQL {shown}.")
+    yield from _clients(options, sessions.connection.info.server_version // 10000)
+    yield from _pooler(target, sessions, run, options)
+    yield from _tables(options, sessions)
+    yield from _globals(options, sessions, run)
+
+
+def _clients(options: PgDump, major: int) -> list[Finding]:
+    from pgsnap_postgres.dump import choose_clients, choose_compression
+
     try:
-        clients = find_clients(version // 10000, need=need, bindir=options.bindir)
+        clients = choose_clients(options, major)
     except PgsnapError as error:
-        found.append(Finding("error", "pg_dump", _sentence(error)))
-    else:
-        found.append(Finding("ok", "pg_dump", f"Found {clients}."))
-        if options.format == "custom" and str(choose_compression(options, clients)) == "none" != options.compress:
-            found.append(
-                Finding(
-                    "info",
-                    "compress",
-                    f"This pg_dump cannot compress with {options.compress}; a transform of the pipeline does it.",
-                    "Install a newer pg_dump, or add a zstd transform to the pipeline.",
-                )
-            )
-    found += _pooler(target, sessions, run, options)
-    found += _tables(options, sessions)
-    found += _globals(options, sessions, run)
+        return [Finding("error", "pg_dump", _sentence(error))]
+    found = [Finding("ok", "pg_dump", f"Found {clients}.")]
+    if options.format == "custom" and str(choose_compression(options, clients)) == "none" != options.compress:
+        text = f"This pg_dump cannot compress with {options.compress}; a transform of the pipeline does it."
+        remedy = "Install a newer pg_dump, or add a zstd transform to the pipeline."
+        found.append(Finding("info", "compress", text, remedy))
     return found
 
 
