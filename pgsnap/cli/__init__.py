@@ -47,15 +47,15 @@ for command in (backup, list_backups, show, restore, verify, copy, doctor, init,
     cli.add_command(command)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP arrived."""
+class Stopped(BaseException):
+    """A signal arrived. (Not a KeyboardInterrupt, of which click makes an Abort that has forgotten the signal.)"""
 
 
 def _raise_once(number: int, frame: FrameType | None) -> None:
     """Raise in the main thread for the first signal; later ones do not disturb the cleaning up."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
-    raise Terminated(signal.Signals(number).name)
+    raise Stopped(signal.Signals(number).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show(sys.stderr)
         code = 2
-    except (KeyboardInterrupt, click.Abort) as stop:
-        session.error(f"stopped by {stop or 'the user'}: what was not committed has been removed.")
+    except Stopped as stop:
+        session.error(f"stopped by {stop}: what was not committed has been removed.")
         code = 1
     except BrokenPipeError:
         code = 1
