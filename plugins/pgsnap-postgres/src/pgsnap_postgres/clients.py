@@ -231,7 +231,8 @@ def _unpacked(home: Path) -> Iterator[Path]:
             work = tempfile.mkdtemp(prefix=".unpacking-", dir=home)
             try:
                 with tarfile.open(archive, "r:gz") as tar:
-                    tar.extractall(work, filter="data")
+                    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # from 3.11.4 on
+                    tar.extractall(work)
                 os.rename(os.path.join(work, final.name), final)
             except (OSError, tarfile.TarError):
                 if not final.exists():  # another process was faster, or it cannot be done and is simply not there
