@@ -4,8 +4,8 @@ In README.md and docs/ these fenced blocks are run from top to bottom, in an emp
 database on a throwaway server, and ``RESTORE_URL`` a database there that does not exist yet:
 
 * ``python`` is executed; names live on to the next block of the document.
-* ``console``: each line that begins with ``$ `` is run by bash and must exit with 0, or with N if it ends in ``# exit N``; exported
-  variables and the working directory live on.
+* ``console``: each line that begins with ``$ `` is run by bash and must exit with 0, or with N if it ends in ``# exit N``;
+  exported variables and the working directory live on.
 * ``toml`` must be TOML, and is written to the file that its first line names (``# pgsnap.toml``).
 
 All other languages (``text``, ``sh``, ``sql``, ``ini``) are for reading only.
@@ -20,12 +20,16 @@ import sys
 import tempfile
 import tomllib
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent
+
+# Servers and sample databases, as fixtures for all tests. pytest takes plugins from the top-level conftest.py only.
+pytest_plugins = ["pgsnap_postgres.testing"] if find_spec("pgsnap_postgres") else []
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -56,14 +60,15 @@ INSERT INTO orders (customer, total) SELECT 1 + n % 500, n * 1.25 FROM generate_
 def set_up_document(namespace: dict[str, Any]) -> None:
     """Give a document an empty folder, a database, and an environment of its own."""
     import psycopg
+
     from pgsnap_postgres.server import throwaway_server
 
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(throwaway_server())
+        server = stack.enter_context(throwaway_server(listen=None))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsnap-document-"))
-        with psycopg.connect(server.url_of("postgres"), autocommit=True) as connection:
+        with psycopg.connect(server.socket_url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE shop")
-        with psycopg.connect(server.url_of("shop")) as connection:
+        with psycopg.connect(server.database_url("shop", socket=True)) as connection:
             connection.execute(SAMPLE)
         before, cwd = dict(os.environ), os.getcwd()
 
@@ -75,8 +80,8 @@ def set_up_document(namespace: dict[str, Any]) -> None:
         stack.callback(restore)
         for name in [n for n in os.environ if n.startswith(("PG", "AWS_", "SMTP_")) and n != "PGSNAP_PG_BIN"]:
             del os.environ[name]
-        os.environ["DATABASE_URL"] = server.url_of("shop")
-        os.environ["RESTORE_URL"] = server.url_of("shop_restored")
+        os.environ["DATABASE_URL"] = server.database_url("shop", socket=True)
+        os.environ["RESTORE_URL"] = server.database_url("shop_restored", socket=True)
         os.environ["HOME"] = folder
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         os.chdir(folder)
@@ -104,9 +109,7 @@ def run_console(example: Any) -> str | None:
         text, _, status = command.partition("# exit ")
         with tempfile.NamedTemporaryFile() as state:
             script = f"set -eo pipefail\n{text}\nenv -0 >{state.name}\n"
-            done = subprocess.run(
-                ["bash", "-c", script], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
-            )
+            done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
             if done.returncode != int(status.strip() or 0):
                 return f"$ {command}\nexited with {done.returncode}\n{done.stdout}{done.stderr}"
             after = dict(item.split("=", 1) for item in state.read().decode().split("\0") if item)

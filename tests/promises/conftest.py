@@ -13,8 +13,6 @@ import attrs
 import psycopg
 import pytest
 
-pytest_plugins = ["pgsnap_postgres.testing"]
-
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 
 

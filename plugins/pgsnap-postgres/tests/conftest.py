@@ -1,5 +1,4 @@
-"""All fixtures come from pgsnap_postgres.testing, where the tests of the core and of other packages find them too."""
+"""All fixtures come from pgsnap_postgres.testing, where the tests of the core and of other packages find them too.
 
-from __future__ import annotations
-
-pytest_plugins = ["pgsnap_postgres.testing"]
+pytest takes plugins from the top-level conftest.py only, so it is named there.
+"""
