@@ -188,6 +188,28 @@ def test_an_identity_that_cannot_be_used(alice: KeyPair, tmp_path: Path, content
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("/no/such/key.txt", "the file /no/such/key.txt (PGSNAP_AGE_IDENTITY) cannot be read: No such file or directory; "),
+        ("~nobody-of-that-name/key", "the file ~nobody-of-that-name/key (PGSNAP_AGE_IDENTITY) cannot be read: No such file"),
+        ("c3BvaWxlZC1rZXk=", "the file that PGSNAP_AGE_IDENTITY names cannot be read: No such file or directory; "),
+        ("c3BvaWxlZC1rZXk=" * 400, "the file that PGSNAP_AGE_IDENTITY names cannot be read: File name too long; "),
+        ("GE-SECRET-KEY-1SPOILED", "line 1 of PGSNAP_AGE_IDENTITY is not a private key of age (not shown); "),
+        ("AGE-SECRET-KEY-1SPOILED", "line 1 of PGSNAP_AGE_IDENTITY is not a private key of age (not shown); "),
+    ],
+)
+def test_a_variable_that_cannot_be_used(alice: KeyPair, monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
+    """A path is shown; what may be a spoiled key is not."""
+    encoded, facts = encode(Age(recipients=[alice.public]))
+    monkeypatch.setenv("PGSNAP_AGE_IDENTITY", value)
+    with pytest.raises(StageError) as caught:
+        decode(Age(), encoded, facts)
+    assert str(caught.value).startswith(message)
+    if not value.startswith(("/", "~")):
+        assert value[:16] not in f"{caught.value} {caught.value.args}"
+
+
 def test_an_ssh_key_with_a_passphrase_says_what_to_do(locked_ssh: KeyPair) -> None:
     """It cannot be asked for in a cron job."""
     encoded, facts = encode(Age(recipients=[locked_ssh.public]))

@@ -76,7 +76,7 @@ def read_recipients_file(path: str) -> list[str]:
         ConfigError: it cannot be read.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = _read(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"recipients_file of age, {path}, cannot be read: {reason}; correct the path or its mode.") from error
@@ -102,11 +102,14 @@ def load_identities(path: str | None) -> Identities:
     """
     found: list[Identities] = []
     given = os.environ.get(IDENTITY_VARIABLE, "").strip()
-    if _SECRET in given.upper() or given.startswith("-----BEGIN"):
+    if "SECRET-KEY-" in given.upper() or "-----BEGIN" in given:
         found.append(_parse_identities(given, IDENTITY_VARIABLE))
     elif given:
-        found.append(_read_identities(given, f"the file {given} ({IDENTITY_VARIABLE})"))
-    if path is not None and (not given or Path(path).expanduser().exists()):
+        # What is neither a file nor looks like a path may be a spoiled key: it is not shown.
+        shown = given.startswith(("/", "~", ".")) or os.path.exists(given)
+        source = f"the file {given} ({IDENTITY_VARIABLE})" if shown else f"the file that {IDENTITY_VARIABLE} names"
+        found.append(_read_identities(given, source))
+    if path is not None and (not given or os.path.exists(os.path.expanduser(path))):
         found.append(_read_identities(path, f"the file {path} (identity_file)"))
     return Identities(
         [key for one in found for key in one.keys],
@@ -115,9 +118,13 @@ def load_identities(path: str | None) -> Identities:
     )
 
 
+def _read(path: str) -> str:
+    return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+
+
 def _read_identities(path: str, source: str) -> Identities:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = _read(path)
     except UnicodeDecodeError:
         raise StageError(f"{source} holds no private key of age or SSH, it is not text; {WHERE}.") from None
     except OSError as error:
