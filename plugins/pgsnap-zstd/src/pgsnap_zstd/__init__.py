@@ -49,7 +49,7 @@ class Zstd(Transform):
     threads: int = attrs.field(default=0, validator=_check_threads)
 
     def encode(self, chunks: Chunks, facts: Facts) -> Stream:
-        """Yield one frame with a checksum. Holds some 5 MiB for each thread at level 1, more at higher ones."""
+        """Yield one frame with a checksum. Two threads hold some 20 MiB at level 1, 60 at 3, 150 at 9."""
         if sys.version_info >= (3, 14):
             from compression import zstd
         else:
