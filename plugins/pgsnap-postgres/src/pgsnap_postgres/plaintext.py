@@ -32,8 +32,10 @@ _LINE = 1 << 20  # bytes that a statement or a comment may have before it is tak
 
 _OPENING = re.compile(rb"--\n-- PostgreSQL database (cluster )?dump\n--\n\n(?:\\restrict ([^\n]+)\n)?")
 _RANDOM_KEY = re.compile(rb"[A-Za-z0-9]{63}")
-_CLOSING_DUMP = b"--\n-- PostgreSQL database dump complete\n--\n\n"
-_CLOSING_CLUSTER = b"--\n-- PostgreSQL database cluster dump complete\n--\n\n"
+_COMPLETE_DUMP = b"-- PostgreSQL database dump complete\n"
+_COMPLETE_CLUSTER = b"-- PostgreSQL database cluster dump complete\n"
+_CLOSING_DUMP = b"--\n" + _COMPLETE_DUMP + b"--\n\n"
+_CLOSING_CLUSTER = b"--\n" + _COMPLETE_CLUSTER + b"--\n\n"
 
 
 def check_plain(chunks: Chunks) -> Stream:
@@ -71,11 +73,14 @@ class _Opening:
             raise DumpError(
                 f"the dump is not whole: it begins with {head[:40]!r} and not as pg_dump's plain format does; take it again."
             )
-        self._cluster = match[1] is not None
-        self._key: bytes | None = match[2]
-        self._text = None if self._key is not None and _RANDOM_KEY.fullmatch(self._key) else _Text()
-        if self._cluster and self._text is None:
-            self._text = _Text()  # a whole cluster's closing lines hold no key; globals are short
+        cluster = match[1] is not None
+        key: bytes | None = match[2]
+        self._closing = _CLOSING_CLUSTER if cluster else _CLOSING_DUMP
+        # a cluster's closing lines hold no key
+        guarded = key is not None and not cluster and _RANDOM_KEY.fullmatch(key) is not None
+        self._text = None if guarded else _Text(_COMPLETE_CLUSTER if cluster else _COMPLETE_DUMP)
+        if key is not None and not cluster:
+            self._closing += b"\\unrestrict " + key + b"\n\n"
         self.follow(head)
 
     def follow(self, chunk: bytes) -> None:
@@ -84,15 +89,9 @@ class _Opening:
 
     def finish(self, tail: bytes, size: int) -> None:
         """Raise unless the closing lines are there and mean what they say."""
-        if self._cluster:
-            closing = _CLOSING_CLUSTER
-        elif self._key is not None:
-            closing = _CLOSING_DUMP + b"\\unrestrict " + self._key + b"\n\n"
-        else:
-            closing = _CLOSING_DUMP
-        if not tail.endswith(closing):
+        if not tail.endswith(self._closing):
             reason = f"it does not end with pg_dump's closing lines but with {tail[-40:]!r}"
-        elif self._text is None or self._text.ends_with_comment(size - len(closing) + 3):
+        elif self._text is None or self._text.ends_with_comment(size - len(self._closing) + 3):
             return
         else:
             reason = f"its last lines look like pg_dump's closing lines but are a part of {self._text.place}"
@@ -119,18 +118,18 @@ _PLAIN_SQL = re.compile(rb"""(?:[^'"$\-\n]++|'[^']*+'|"[^"]*+"|-(?!-|\Z)|\n(?!C|
 _COPY = re.compile(rb'\nCOPY (?:[^";]++|"[^"]*+")*+;')
 _DOLLAR = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]*+)?\$")
 _DOLLAR_BEGUN = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]{0,255})?\Z")
-_COMPLETE = (b"-- PostgreSQL database dump complete\n", b"-- PostgreSQL database cluster dump complete\n")
 
 
 class _Text:
     """Follows SQL through chunks and knows whether a position is SQL, or inside of something."""
 
-    def __init__(self) -> None:
+    def __init__(self, complete: bytes) -> None:
+        self._comment = complete
         self._state: _State = "sql"
         self._end = b""  # what ends a literal, name, body, comment or data
         self._rest = b"\n"  # not looked at yet: the next chunk may complete it; at first the line before the first
         self._base = -1  # offset of ``_rest`` in the stream
-        self._complete = -1  # offset of the last comment that says "complete"
+        self._complete: list[int] = []  # offsets of the comments that say that the dump is complete
 
     @property
     def place(self) -> str:
@@ -143,8 +142,8 @@ class _Text:
         self._base += at
 
     def ends_with_comment(self, offset: int) -> bool:
-        """Whether the text ends in SQL and the comment at ``offset`` was its last that says "complete"."""
-        return self._state == "sql" and self._complete == offset
+        """Whether the text ends in SQL and the comment at ``offset`` is the only one that says "complete"."""
+        return self._state == "sql" and self._complete == [offset]
 
     def _enter(self, state: _State, end: bytes) -> None:
         self._state, self._end = state, end
@@ -182,8 +181,8 @@ class _Text:
                 line_end = data.find(b"\n", at)
                 if line_end < 0 and size - at < _LINE:
                     return at
-                if data.startswith(_COMPLETE, at):
-                    self._complete = self._base + at
+                if len(self._complete) < 2 and data.startswith(self._comment, at):
+                    self._complete.append(self._base + at)
                 if line_end < 0:
                     self._enter("comment", b"\n")
                 at = size if line_end < 0 else line_end
@@ -195,9 +194,13 @@ class _Text:
                     if copy is None:
                         if size - at < _LINE:
                             return at
-                    elif copy.end() == size:
+                        raise DumpError(
+                            f"the dump is not whole: the COPY statement at byte {self._base + at} does not end within 1 MiB, "
+                            "as each that pg_dump writes does; take the dump again."
+                        )
+                    if copy.end() == size:
                         return at
-                    elif copy[0].endswith(b" FROM stdin;") and data.startswith(b"\n", copy.end()):
+                    if copy[0].endswith(b" FROM stdin;") and data.startswith(b"\n", copy.end()):
                         self._enter("copy", b"\n\\.\n")
                         at = copy.end()
                         continue
