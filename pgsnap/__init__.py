@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
     from pgsnap.run import Run
     from pgsnap.stores import FsspecStore, LocalStore
-    from pgsnap.types import Entry, Facts, Finding, Keep, Secret
+    from pgsnap.types import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
 
 _HOME = {
     "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform",
@@ -60,7 +60,7 @@ _HOME = {
     "reports": "BackupReport CopyReport RestoreReport VerifyReport",
     "run": "Run",
     "stores": "FsspecStore LocalStore",
-    "types": "Entry Facts Finding Keep Secret",
+    "types": "Entry Facts Finding Keep Secret escape_name format_duration format_size",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -108,6 +108,9 @@ __all__ = [
     "UpstreamError",
     "VerifyReport",
     "__version__",
+    "escape_name",
+    "format_duration",
+    "format_size",
     "hookimpl",
 ]
 

@@ -25,6 +25,7 @@ from pgsnap import hookspecs
 from pgsnap.components import KIND_CLASSES, Component, ComponentKind, Store
 from pgsnap.errors import ConfigError, PluginError
 from pgsnap.hookspecs import GROUP
+from pgsnap.types import NAME
 
 __all__ = ["Plugin", "Registered", "Registry"]
 
@@ -76,8 +77,11 @@ def _problem_of(component: object, kind: ComponentKind) -> str:
         return f"{component.__name__} does not implement {missing}"
     if not attrs.has(component) or "__attrs_attrs__" not in vars(component):
         return f"{component.__name__} lacks @attrs.frozen(kw_only=True)"
-    if not isinstance(getattr(component, "name", None), str):
+    name = getattr(component, "name", None)
+    if not isinstance(name, str):
         return f"{component.__name__} has no 'name'"
+    if not NAME.fullmatch(name):
+        return f"{component.__name__} has the name {name!r}; use at most 100 of A-Z a-z 0-9 . _ -"
     return ""
 
 
@@ -118,7 +122,7 @@ class Registry:
             if item.kind == "store":
                 for scheme in cast("type[Store]", item.component).schemes:
                     claims.setdefault(("store", f"{scheme}://"), []).append(item)
-        return {key: tuple(items) for key, items in claims.items() if len(items) > 1}
+        return {key: tuple(items) for key, items in claims.items() if len({i.component for i in items}) > 1}
 
     def _all(self) -> Iterable[Registered]:
         return (item for plugin in self._plugins for item in plugin.components)
@@ -131,7 +135,7 @@ class Registry:
             return
         try:
             module = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"it cannot be imported: {type(error).__name__}: {error}"
             self._plugins.append(Plugin(point.name, distribution, version, error=text))
             return
@@ -140,12 +144,13 @@ class Registry:
     def _add(self, name: str, module: ModuleType | object, distribution: str, version: str) -> None:
         found: list[Registered] = []
         problems: list[str] = []
+        key = f"{len(self._plugins)}:{name}"  # two distributions may have entry points of one name
         try:
-            self._manager.register(module, name=name)
+            self._manager.register(module, name=key)
             self._manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            if self._manager.get_plugin(name) is not None:
-                self._manager.unregister(name=name)
+        except Exception as error:
+            if self._manager.has_plugin(key):
+                self._manager.unregister(name=key)
             self._plugins.append(Plugin(name, distribution, version, error=f"its hooks do not fit: {error}"))
             return
         for hook, kind in HOOKS.items():
@@ -173,6 +178,7 @@ class Registry:
 
         Raises:
             PluginError: nobody offers it (the message says what to install), or two plugins do, or it is broken.
+            ConfigError: ``module:Class`` cannot be imported, or is no such component.
         """
         if ":" in name:
             return _by_path(kind, name)
@@ -180,20 +186,23 @@ class Registry:
 
     def store_for(self, url: str) -> type[Store]:
         """Return the class that serves a URL: the plugin that claims its scheme, else the general fsspec store."""
-        scheme = url.partition("://")[0] if "://" in url else "file"
+        scheme = url.partition("://")[0].lower() if "://" in url else "file"
         found = [item for item in self._all() if item.kind == "store" and scheme in cast("type[Store]", item.component).schemes]
         if not found:
             return cast("type[Store]", self.get("store", "fsspec"))
         return cast("type[Store]", self._only("store", f"{scheme}://", found))
 
     def _only(self, kind: ComponentKind, name: str, found: list[Registered]) -> type[Component]:
-        if len(found) == 1:
+        if len({item.component for item in found}) == 1:
             return found[0].component
         if found:
             owners = " and ".join(sorted({item.distribution for item in found}))
             raise PluginError(
                 f"the {kind} {name!r} is claimed by {owners}; name one of them in PGSNAP_DISABLE_PLUGINS or remove it."
             )
+        for item in self._all():
+            if item.name == name:
+                raise PluginError(f"{name!r} is a {item.kind}, not a {kind}; name it there, or choose another {kind}.")
         package = FIRST_PARTY.get(name)
         for plugin in self._plugins:
             if package == plugin.distribution and (plugin.error or plugin.disabled):
@@ -212,7 +221,7 @@ def _by_path(kind: ComponentKind, path: str) -> type[Component]:
     module_name, _, class_name = path.partition(":")
     try:
         component = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise ConfigError(f"use = {path!r} cannot be imported: {error}") from error
     if problem := _problem_of(component, kind):
         raise ConfigError(f"use = {path!r} cannot be used as a {kind}: {problem}.")

@@ -124,10 +124,10 @@ def test_a_callback_lives_as_long_as_its_context() -> None:
 
 def test_watched_passes_a_result_and_an_error_through() -> None:
     """Without an abort an error stays itself; the run is aborted by it, so that nothing goes on behind its back."""
-    run = Run()
-    with run.watched():
+    fine, run = Run(), Run()
+    with fine.watched():
         pass
-    assert run.aborted is None
+    assert fine.aborted is None
     child = run.spawn(["sleep", "60"])
     error = StoreError("no space left")
 
