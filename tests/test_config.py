@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +16,8 @@ from typing import Any, ClassVar, Literal
 
 import attrs
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pgsnap import (
     ConfigError,
@@ -24,6 +28,7 @@ from pgsnap import (
     Keep,
     LocalStore,
     Notifier,
+    Pipeline,
     RestoreRequest,
     Run,
     Secret,
@@ -33,6 +38,7 @@ from pgsnap import (
     hookimpl,
 )
 from pgsnap.config import ROLES, Config, Role, find_config, load
+from pgsnap.config.build import Builder
 from pgsnap.config.references import References
 from pgsnap.events import Event
 from pgsnap.registry import Registry
@@ -353,6 +359,10 @@ WHERE = "pgsnap.toml: pipeline.shop.transform[0] (zip): "
         ("fast = 0", "option 'fast' wants true or false, got a whole number 0."),
         ('mode = "quikc"', "option 'mode' wants one of 'quick', 'small', got 'quikc'. Did you mean 'quick'?"),
         ('recipients = "age1abc"', "option 'recipients' wants a list of text, got text 'age1abc'. Write [\"age1abc\"]."),
+        (
+            "level = 'x://u:hunter22-canary@h'",
+            "option 'level' wants a whole number, got text 'x://u:***@h'.",
+        ),
         ("recipients = [1]", "option 'recipients[0]' wants text, got a whole number 1. Put it in quotes."),
         ("passphrase = 42424242", "option 'passphrase' wants text, got a whole number. Put it in quotes."),
         ('keys = "hunter22-canary"', "option 'keys' wants a list of text, got text. Put it in brackets."),
@@ -765,3 +775,80 @@ def test_a_config_pickles(config: Load) -> None:
     """Its pipelines may run in another process."""
     loaded = config(GOOD)
     assert loaded == pickle.loads(pickle.dumps(loaded))
+
+
+# --- its documentation -----------------------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the tests run without the documentation")
+def test_every_key_is_in_the_reference() -> None:
+    """Of a pipeline, a policy, and the components of the core."""
+    text = (REFERENCE / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, flags=re.MULTILINE))
+    renamed = {"transforms": "transform", "stores": "store", "notifiers": "notify"}
+    keys = {renamed.get(field.name, field.name) for field in attrs.fields(Pipeline)} - {"name"}
+    assert keys | {"url"} == rows.keys()
+    named = set(re.findall(r"`(\w+)`", text))
+    for class_ in (Keep, LocalStore, FsspecStore, Notifier):
+        assert {field.name for field in attrs.fields(class_)} <= named
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the tests run without the documentation")
+def test_every_variable_is_in_the_reference() -> None:
+    """Whatever the module that reads the environment mentions."""
+    import pgsnap.config.environment as module
+
+    text = (REFERENCE / "environment.md").read_text()
+    variables = set(re.findall(r'"([A-Z][A-Z0-9]*_[A-Z0-9_]+)"', Path(module.__file__).read_text()))
+    assert {"DATABASE_URL", "PGSNAP_DIR", "SMTP_PORT"} < variables
+    assert set() == {name for name in variables if name not in text}
+
+
+# --- whatever comes --------------------------------------------------------------------------------------------------
+
+SCALARS = st.one_of(
+    st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.datetimes(), st.sampled_from(["toy", "zip", "2h"])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["env", "file", "x", "daily"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+OPTIONS = st.dictionaries(st.sampled_from(["use", "url", *(field.name for field in attrs.fields(Zip))]), VALUES, max_size=4)
+PIPELINES = st.fixed_dictionaries(
+    {},
+    optional={
+        "dump": OPTIONS.map(lambda table: {"use": "toy", **table}) | VALUES,
+        "transform": st.lists(OPTIONS.map(lambda table: {"use": "zip", **table}), max_size=2) | VALUES,
+        "store": st.lists(OPTIONS.map(lambda table: {"url": "/x", **table}), min_size=1, max_size=2) | VALUES,
+        "notify": VALUES,
+        "timeout": VALUES,
+        "buffer": VALUES,
+        "keep": VALUES,
+        "quorum": VALUES,
+        "timezone": VALUES,
+        "other": VALUES,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    document=st.fixed_dictionaries(
+        {"pipeline": st.dictionaries(st.text(max_size=5), PIPELINES | VALUES, max_size=2) | VALUES},
+        optional={"defaults": PIPELINES | VALUES, "more": VALUES},
+    )
+)
+def test_any_document_gives_pipelines_or_a_config_error(document: dict[str, Any], registry: Registry) -> None:
+    """Nothing that TOML can say makes another exception come out, and each problem begins with the file."""
+    builder = Builder("f.toml", registry, References({}, Path("/nowhere")), ROLES)
+    pipelines = {}
+    with contextlib.suppress(ConfigError):
+        pipelines = builder.build(document)
+    assert bool(builder.problems) != bool(pipelines)
+    assert all(problem.startswith("f.toml: ") for problem in builder.problems)
+    assert all(isinstance(pipeline, Pipeline) for pipeline in pipelines.values())

@@ -219,8 +219,9 @@ class Builder:
 
         resolved = {key: self._references.resolve(value, wanted, unresolved, key) for key, value in given.items()}
         values, problems = structure_options(self._converter, resolved, options)
+        clean = Redactor(secrets_in(dict(given)))  # a URL with a password, in an option that is no Secret
         for problem in problems:
-            self._problem(path, str(problem), name)
+            self._problem(path, clean(str(problem)), name)
         return values, resolved
 
     def _class(self, kind: ComponentKind, table: dict[str, Any], path: str) -> type[Component] | None:
