@@ -233,7 +233,7 @@ class _Choice:
         if found:
             ways = " or ".join(f'"{entry.namespace}"."{entry.tag}"' if "." in entry.tag else _name(entry) for entry in found)
             raise RestoreError(f"the backup has more than one table {name!r}; write {ways}.")
-        known = [_name(entry) for entry in self._relations]
+        known = [_name(entry) for entry in self._relations if entry.desc != "SEQUENCE"]
         raise RestoreError(f"the backup has no table {name!r}; {_suggest(name, known, 'tables')}")
 
     # --- the walk ---
@@ -322,7 +322,9 @@ def _suggest(name: str, known: Iterable[str], what: str) -> str:
     for full in names:
         by_folded.setdefault(full.casefold(), full)
         by_folded.setdefault(full.rpartition(".")[2].casefold(), full)
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    wanted = name.casefold()
+    last = wanted.rpartition(".")[2]
+    close = [last] if last in by_folded else difflib.get_close_matches(wanted, by_folded, n=1, cutoff=0.6)
     if close:
         return f"did you mean {by_folded[close[0]]!r}?"
     some = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
