@@ -115,13 +115,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    module = _MODULE.get(name)
-    if module is None:
-        raise AttributeError(f"module 'pgsnap' has no attribute {name!r}")
-    value = getattr(import_module(f"pgsnap.{module}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would make every misspelt name an object
+
+    def __getattr__(name: str) -> object:
+        module = _MODULE.get(name)
+        if module is None:
+            raise AttributeError(f"module 'pgsnap' has no attribute {name!r}")
+        value = getattr(import_module(f"pgsnap.{module}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -39,6 +39,14 @@ def _stores(given: Iterable[Store | str | os.PathLike[str]]) -> tuple[Store, ...
     return tuple(stores)
 
 
+def _transforms(given: Iterable[Transform]) -> tuple[Transform, ...]:  # bare ``tuple`` hides the type from type checkers
+    return tuple(given)
+
+
+def _notifiers(given: Iterable[Notifier]) -> tuple[Notifier, ...]:
+    return tuple(given)
+
+
 def _seconds(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not value > 0:
         raise ConfigError(f"{attribute.name} is {value:g}; give a number of seconds above 0.")
@@ -67,9 +75,9 @@ class Pipeline:
 
     name: str = attrs.field()
     dump: Dumper
-    transforms: tuple[Transform, ...] = attrs.field(default=(), converter=tuple)
+    transforms: tuple[Transform, ...] = attrs.field(default=(), converter=_transforms)
     stores: tuple[Store, ...] = attrs.field(converter=_stores)
-    notifiers: tuple[Notifier, ...] = attrs.field(default=(), converter=tuple)
+    notifiers: tuple[Notifier, ...] = attrs.field(default=(), converter=_notifiers)
     quorum: int = attrs.field(default=1)
     timeout: float | None = attrs.field(default=None, validator=_seconds, metadata={"unit": "seconds"})
     keep: Keep | None = None
