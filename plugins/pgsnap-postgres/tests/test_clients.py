@@ -118,11 +118,14 @@ def test_mixed_versions_in_one_folder_are_not_used(make: Make) -> None:
 
 
 def test_program_that_does_not_run_is_not_used(make: Make) -> None:
-    """A library is missing, or it is of another processor."""
+    """A library is missing, it is of another processor, or it is something else; and it is asked again once it runs."""
     broken = make("places/16/bin", "16.1")
-    (broken / "pg_dump").write_text("#!/bin/sh\nexit 127\n")
-    with pytest.raises(ConfigError, match=f"{broken}/pg_dump does not run"):
-        find_clients(16)
+    for text, why in (("exit 127", "exit status 127"), ("echo hello", "it does not say which PostgreSQL")):
+        (broken / "pg_dump").write_text(f"#!/bin/sh\n{text}\n")
+        with pytest.raises(ConfigError, match=f"{broken}/pg_dump does not run: .*{why}"):
+            find_clients(16)
+    make("places/16/bin", "16.1")
+    assert broken == find_clients(16).bindir
 
 
 def test_wrapper_of_debian_is_passed_over(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,14 +21,14 @@ import pytest
 
 import pgsnap
 import pgsnap_postgres
-from pgsnap import ConfigError, ProcessError
+from pgsnap import ConfigError, ProcessError, Secret
 from pgsnap_postgres import server as module
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients
 from pgsnap_postgres.server import Server, throwaway_server
 
 ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not ROOT, reason="what is tested happens as root only")
-SECONDS = 15.0
+SECONDS = 30.0
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -133,6 +134,36 @@ def test_port_that_was_taken_meanwhile_is_replaced(base: Path, monkeypatch: pyte
             assert "could not bind" in (server.directory / "log").read_text()
 
 
+def test_urls_quote_what_they_hold(tmp_path: Path) -> None:
+    """Names and passwords of any kind come back from libpq's own parser."""
+    server = Server(
+        bindir="/b",
+        major=17,
+        version="17.1",
+        superuser="boss",
+        password=Secret("p@:/?#"),
+        listen="::1",
+        port=55,
+        directory=tmp_path,
+        pid=1,
+    )
+    parse = psycopg.conninfo.conninfo_to_dict
+    tcp = {"user": "boss", "password": "p@:/?#", "host": "::1", "port": "55", "dbname": "a/b c"}
+    assert tcp == parse(server.database_url("a/b c"))
+    assert {**tcp, "user": "o'me@", "password": "ü%"} == parse(server.database_url("a/b c", user="o'me@", password="ü%"))
+    socket_only = {"user": "o'me@", "host": f"{tmp_path}/s", "port": "55", "dbname": "ß"}
+    assert socket_only == parse(server.database_url("ß", user="o'me@", socket=True))
+
+
+def test_temporary_directory_that_does_not_fit_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too long for a socket, as on macOS, or closed: then it is /tmp."""
+    (tmp_path / ("x" * 80)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 80)))
+    with throwaway_server() as server:
+        assert Path("/tmp").resolve() == server.directory.parent
+    assert not server.directory.exists()
+
+
 # --- gone ----------------------------------------------------------------------------------------------------------------
 
 
@@ -190,14 +221,14 @@ def read_script(script: subprocess.Popen[str]) -> tuple[int, Path, str]:
     return int(pid), Path(directory), url
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_server_is_gone_after_its_owner_was_killed(base: Path, how: signal.Signals) -> None:
-    """With a client in the middle of a query, and though nobody could clean up."""
-    with start_script(base) as script:
+    """Alone or, as by Ctrl-C, with all of its process group; with a client connected, and though nobody could clean up."""
+    with start_script(base, process_group=0) as script:
         pid, directory, url = read_script(script)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE TABLE t AS SELECT generate_series(1, 100000) n")
-            script.send_signal(how)
+            os.killpg(script.pid, how)
             script.wait()
             wait_until(lambda: not directory.exists(), "the folder is still there")
         wait_until(lambda: not runs(pid), "the server still runs")

@@ -180,16 +180,23 @@ def remove(home: Path) -> None:
 
 
 def end_orphan(home: Path, pid: int) -> None:
-    """End a server whose keeper was killed, and remove its folder. For the parent, which is alive."""
-    try:
-        ours = (home / "data" / "postmaster.pid").read_text().split("\n", 1)[0] == str(pid)
-    except OSError:
-        ours = False
-    deadline = time.monotonic() + STOP_SECONDS
-    while ours:
+    """End a server whose keeper was killed, and remove its folder. For the parent, which is alive.
+
+    Whether it has ended is seen by its pid file: it may have become a zombie of a process that never collects it.
+    """
+
+    def running() -> bool:
         try:
-            os.kill(pid, signal.SIGQUIT if time.monotonic() < deadline else signal.SIGKILL)
-        except ProcessLookupError:
+            return (home / "data" / "postmaster.pid").read_text().partition("\n")[0] == str(pid)
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + STOP_SECONDS
+    while running():
+        late = time.monotonic() > deadline
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if late else signal.SIGQUIT)
+        if late:
             break
         time.sleep(0.05)
     remove(home)

