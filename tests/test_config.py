@@ -75,6 +75,11 @@ class ToyDump(Dumper):
         raise NotImplementedError
 
 
+def _broken(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if value:
+        raise KeyError(value)
+
+
 def _even(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
     if value % 2:
         raise ConfigError(f"{attribute.name} is {value}; give an even number.")
@@ -108,6 +113,7 @@ class Zip(Transform):
     anything: Any = None
     either: int | str = 0
     shade: Shade = Shade.LIGHT
+    odd_one: str = attrs.field(default="", validator=_broken)
     file: str = ""
 
     def encode(self, chunks: Chunks, facts: Facts) -> Stream:
@@ -382,6 +388,7 @@ WHERE = "pgsnap.toml: pipeline.shop.transform[0] (zip): "
         ("folder = 3", "option 'folder' wants a path, got a whole number 3. Put it in quotes."),
         ("even = 3", "even is 3; give an even number."),
         ("small = 10", "'small' must be <= 9: 10"),
+        ("odd_one = { env = 'CANARY' }", "it cannot be made of these options: KeyError: '***'"),
         ("even = { env = 'NO' }", "option 'even' needs the environment variable NO, which is not set; set it."),
         ("even = { env = 'EMPTY' }", "option 'even' needs the environment variable EMPTY, which is empty; set it."),
         (

@@ -66,8 +66,8 @@ def describe_environment(environ: Mapping[str, str], *, dump: bool = True) -> De
     notes: list[Finding] = []
     because: dict[str, str] = {}
 
-    def note(variable: str, text: str, level: Any = "info") -> None:
-        notes.append(Finding(level, variable, text))
+    def note(variable: str, text: str, remedy: str = "") -> None:
+        notes.append(Finding("warning" if remedy else "info", variable, text, remedy))
 
     if dump and not environ.get("DATABASE_URL"):
         problems.append("environment: DATABASE_URL is not set; set it to postgresql://USER:PASSWORD@HOST/DATABASE.")
@@ -89,7 +89,11 @@ def describe_environment(environ: Mapping[str, str], *, dump: bool = True) -> De
         transforms.append({"use": "age", "recipients": split_text(recipients)})
         note("PGSNAP_AGE_RECIPIENTS", f"encrypts for {len(split_text(recipients))} recipients.")
     else:
-        note("PGSNAP_AGE_RECIPIENTS", "is not set: backups are not encrypted; role passwords are left out.", "warning")
+        note(
+            "PGSNAP_AGE_RECIPIENTS",
+            "is not set: backups are not encrypted; role passwords are left out.",
+            "Set it to a public key; 'pgsnap keygen' makes one.",
+        )
     transforms += [{"use": "checksum", "algorithm": "md5"}, {"use": "checksum", "algorithm": "sha256"}]
 
     stores: list[dict[str, Any]] = []
@@ -117,7 +121,7 @@ def describe_environment(environ: Mapping[str, str], *, dump: bool = True) -> De
         notifiers.append({"use": "email", "to": split_text(environ["ADMIN_EMAIL"]), **smtp})
         note("ADMIN_EMAIL", "gets an e-mail about each run.")
     elif environ.get("ADMIN_EMAIL"):
-        note("ADMIN_EMAIL", "gets no e-mail, because SMTP_SERVER is not set.", "warning")
+        note("ADMIN_EMAIL", "gets no e-mail, because SMTP_SERVER is not set.", "Set SMTP_SERVER, or unset ADMIN_EMAIL.")
     if problems:
         raise ConfigError(problems=problems)
 

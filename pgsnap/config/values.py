@@ -254,6 +254,8 @@ def _try(class_: type[T], values: Mapping[str, Any]) -> tuple[T | None, tuple[st
         return None, error.problems
     except (ValueError, TypeError) as error:
         return None, (str(error.args[0] if error.args else error),)  # attrs' own validators put the value behind the text
+    except Exception as error:  # a plugin's mistake; raised as it is, it would show the values in its traceback
+        return None, (f"it cannot be made of these options: {type(error).__name__}: {error}",)
 
 
 def structure_options(
