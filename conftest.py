@@ -14,6 +14,7 @@ All other languages (``text``, ``sh``, ``sql``, ``ini``) are for reading only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -57,16 +58,33 @@ INSERT INTO orders (customer, total) SELECT 1 + n % 500, n * 1.25 FROM generate_
 """
 
 
+session_stack = contextlib.ExitStack()
+
+
+@functools.cache
+def document_server() -> Any:
+    """The server of all documents, started when the first of them needs it."""
+    from pgsnap_postgres.server import throwaway_server
+
+    return session_stack.enter_context(throwaway_server(listen=None))
+
+
+def pytest_unconfigure() -> None:
+    """Stop it."""
+    session_stack.close()
+
+
 def set_up_document(namespace: dict[str, Any]) -> None:
     """Give a document an empty folder, a database, and an environment of its own."""
     import psycopg
+    from psycopg import sql
 
-    from pgsnap_postgres.server import throwaway_server
-
+    server = document_server()
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(throwaway_server(listen=None))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsnap-document-"))
         with psycopg.connect(server.socket_url, autocommit=True) as connection:
+            for (name,) in connection.execute("SELECT datname FROM pg_database WHERE oid >= 16384").fetchall():
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
             connection.execute("CREATE DATABASE shop")
         with psycopg.connect(server.database_url("shop", socket=True)) as connection:
             connection.execute(SAMPLE)

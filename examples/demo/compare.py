@@ -63,7 +63,7 @@ LISTS = {
             WHERE p.classid = classoid AND p.objid = objoid AND p.deptype = 'e') ORDER BY 1, 2""",
     "database": """
         SELECT pg_encoding_to_char(encoding), datcollate, datctype, shobj_description(oid, 'pg_database'),
-            ARRAY(SELECT item::text FROM unnest(datacl) item ORDER BY 1)
+            ARRAY(SELECT item::text FROM unnest(coalesce(datacl, acldefault('d', datdba))) item ORDER BY 1)
         FROM pg_database WHERE datname = current_database()""",
     "settings": """
         SELECT coalesce(setrole::regrole::text, ''), setdatabase <> 0, setconfig FROM pg_db_role_setting
