@@ -175,6 +175,39 @@ def test_globals_can_be_left_out(server18: Server, make_db: MakeDatabase) -> Non
         assert ["database.sql"] == [artifact.name for artifact in dump.artifacts[1:]]
 
 
+def test_options_choose_what_is_dumped(server: Server, shop_db: str) -> None:
+    """All of them together, on both majors; what was left out is noted without naming it."""
+    with psycopg.connect(shop_db) as setup:
+        setup.execute("CREATE SCHEMA chosen; CREATE TABLE chosen.whole AS SELECT 'whole row'::text AS x")
+        setup.execute("CREATE TABLE chosen.empty AS SELECT 'left row'::text AS x; CREATE TABLE chosen.gone AS SELECT 1 AS i")
+    dumper = PgDump(
+        url=shop_db,
+        format="plain",
+        schemas=("chosen",),
+        exclude_tables=("chosen.gone",),
+        exclude_table_data=("chosen.empty",),
+        large_objects=False,
+        globals="yes",
+    )
+    with dumper.dump(ListeningRun()) as dump:
+        text = read_all(dump)[dump.facts["artifact"]]
+    assert b"whole row" in text
+    assert b"CREATE TABLE chosen.empty" in text
+    assert b"left row" not in text
+    assert b"chosen.gone" not in text
+    assert b"Sales & Co" not in text.replace(database_name(shop_db).encode(), b"")
+    assert (2, 0) == (dump.facts["totals"]["tables"], dump.facts["large_objects"])
+    assert any("leave a part of the database out" in note for note in dump.facts["notes"])
+
+
+def test_role_is_set_before_the_dump(server: Server, shop_db: str) -> None:
+    """The owner may read everything; the role that it is asked to be may not."""
+    with PgDump(url=shop_db, role=SHOP_OWNER).dump(ListeningRun()) as dump:
+        assert read_all(dump)
+    with pytest.raises(DumpError, match="no permission to read"), PgDump(url=shop_db, role=SHOP_READER).dump(ListeningRun()):
+        pass
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(server: Server, shop_db: str) -> None:
     with (
         pytest.raises(DumpError, match="no matching tables were found"),
@@ -372,7 +405,7 @@ def test_what_cannot_be_reached_is_one_sentence_with_the_next_step(
         secret = quote(CANARY, safe="")
         here = f"127.0.0.1:{server.port}"
         for url, words in {
-            f"postgresql://canary:{secret}x@{here}/postgres": "password authentication failed.*; correct the user or the password",
+            f"postgresql://canary:{secret}x@{here}/postgres": "password authentication failed.*; correct the user",
             f"postgresql://nobody_such:{secret}@{here}/postgres": "authentication failed|does not exist",
             f"postgresql://canary:{secret}@{here}/no_such_db": 'database "no_such_db" does not exist; correct the database',
             f"postgresql://canary:{secret}@127.0.0.1:{dead}/x": "refused.*; check the host and the port",

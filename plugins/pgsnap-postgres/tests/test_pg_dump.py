@@ -5,13 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import pgsnap_postgres
 from pgsnap import ConfigError, Registry, RestoreRequest, Run, Secret
 from pgsnap_postgres import PgDump
+from pgsnap_postgres.clients import Clients
+from pgsnap_postgres.dump import choose_compression, pg_dump_argv
 from pgsnap_postgres.pg_dump import Compression
 
 
@@ -62,3 +66,31 @@ def test_the_plugin_gives_the_dumper() -> None:
 def test_importing_the_plugin_loads_no_driver() -> None:
     code = "import sys, pgsnap_postgres; pgsnap_postgres.PgDump(); print([m for m in ('psycopg', 'fsspec') if m in sys.modules])"
     assert "[]\n" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "compression", "expected"),
+    [
+        ("14.23", Compression("gzip", 6), "-Z6"),
+        ("15.1", Compression("none"), "-Z0"),
+        ("16.2", Compression("gzip", 9), "--compress=gzip:9"),
+        ("17.1", Compression("zstd", 1), "--compress=zstd:1"),
+        ("17.1", Compression("none"), "-Z0"),
+    ],
+)
+def test_old_clients_are_never_given_a_method(version: str, compression: Compression, expected: str) -> None:
+    """pg_dump 14 takes zstd:3 for 0 and exits with 0; 15 refuses none."""
+    clients = Clients(Path("/nowhere"), version, "test")
+    argv = pg_dump_argv(PgDump(), clients, compression, "1-2-3")
+    assert [expected] == [word for word in argv if word.startswith(("-Z", "--compress"))]
+
+
+def test_before_version_16_there_is_no_zstd_inside() -> None:
+    assert Compression("none") == choose_compression(PgDump(), Clients(Path("/nowhere"), "15.3", "test"))
+    assert Compression("none") == choose_compression(PgDump(format="plain"), Clients(Path("/nowhere"), "17.3", "test"))
+
+
+def test_the_readme_documents_every_option() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    missing = [field.name for field in attrs.fields(PgDump) if f"| `{field.name}` |" not in readme]
+    assert [] == missing

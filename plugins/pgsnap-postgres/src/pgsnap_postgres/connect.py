@@ -6,9 +6,11 @@ which run on which host they belong to, and no timeout of the server or the role
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
-__all__ = ["Names", "connect", "scrubbed", "settle"]
+__all__ = ["Names", "connect", "in_a_sentence", "scrubbed", "settle"]
 
 _CAUSES = (
     (r"password authentication failed|no password supplied", "correct the user or the password in the URL"),
@@ -65,6 +67,17 @@ def scrubbed(text: str, target: Target) -> str:
     return line
 
 
+@contextlib.contextmanager
+def in_a_sentence(target: Target, doing: str, error: type[ProcessError] = DumpError) -> Iterator[None]:
+    """Turn psycopg's errors into ``error`` with one sentence: the target refused ``doing``."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as failure:
+        raise error(f"{target.describe()} refused {doing}: {scrubbed(str(failure), target)}.") from None
+
+
 def connect(
     target: Target, *, application_name: str, role: str | None = None, error: type[ProcessError] = DumpError
 ) -> Connection:
@@ -84,13 +97,13 @@ def connect(
         said = scrubbed(str(failure), target)
         remedy = next((text for pattern, text in _CAUSES if re.search(pattern, said)), "check the URL")
         raise error(f"cannot connect to {target.describe()}: {said}; {remedy}.") from None
-    try:
-        settle(connection)
-        if role is not None:
-            connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
-    except psycopg.Error as failure:
-        connection.close()
-        raise error(f"cannot begin a session in {target.describe()}: {scrubbed(str(failure), target)}") from None
+    with contextlib.ExitStack() as unless_settled:
+        unless_settled.callback(connection.close)
+        with in_a_sentence(target, "to begin a session", error):
+            settle(connection)
+            if role is not None:
+                connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+        unless_settled.pop_all()
     return connection
 
 

@@ -24,7 +24,7 @@ from pgsnap.streams import Stream
 from pgsnap.types import escape_name
 from pgsnap_postgres.archive import Toc, check_archive
 from pgsnap_postgres.clients import Clients, find_clients
-from pgsnap_postgres.connect import Names
+from pgsnap_postgres.connect import Names, in_a_sentence
 from pgsnap_postgres.globals_sql import take_globals
 from pgsnap_postgres.holder import Changed, Held, LockTimeout, hold
 from pgsnap_postgres.plaintext import check_plain
@@ -153,7 +153,8 @@ class _Taking:
         compression = choose_compression(self.options, self.clients)
         attempt = _Attempt(self, held, compression)
         stack.callback(attempt.close)
-        attempt.facts.update(read_facts(held, self.options, self.clients, str(compression)))
+        with in_a_sentence(self.target, "to be described"):
+            attempt.facts.update(read_facts(held, self.options, self.clients, str(compression)))
         attempt.facts["artifact"] = attempt.main_name
         if self.options.format == "plain":
             attempt.take_toc()
@@ -313,15 +314,16 @@ class _Attempt:
 
     def _globals_sql(self) -> Stream:
         taking = self._taking
-        taken = take_globals(
-            taking.clients,
-            taking.service,
-            taking.sessions,
-            taking.target.dbname,
-            taking.run,
-            needed=taking.options.globals == "yes",
-            owners=self.facts.get("roles", ()),
-        )
+        with in_a_sentence(taking.target, "to give its roles"):
+            taken = take_globals(
+                taking.clients,
+                taking.service,
+                taking.sessions,
+                taking.target.dbname,
+                taking.run,
+                needed=taking.options.globals == "yes",
+                owners=self.facts.get("roles", ()),
+            )
         self.facts["globals"] = {"passwords": taken.passwords, "complete": taken.complete}
         for note in taken.notes:
             self._note(note)

@@ -87,4 +87,5 @@ def take_globals(
     missing = missing_roles(text.decode("utf-8", "replace"), owners)
     if missing:
         notes.append(f"The dump names {len(missing)} roles that globals.sql does not create: {', '.join(missing[:5])}.")
+        run.log.warning("%s", notes[-1])
     return Globals(text, passwords, not missing, tuple(notes))

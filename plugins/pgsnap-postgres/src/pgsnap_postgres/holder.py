@@ -143,7 +143,7 @@ def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run:
                 connection.execute(_SETTINGS.encode())
         except psycopg.Error as error:
             run.check()
-            raise DumpError(f"{target.describe()} refused to hold a snapshot: {scrubbed(str(error), target)}") from None
+            raise DumpError(f"{target.describe()} refused to hold a snapshot: {scrubbed(str(error), target)}.") from None
         with watch(held.tick, LOOK_EVERY, name="holder"):
             yield held
 
