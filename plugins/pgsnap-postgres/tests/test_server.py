@@ -46,6 +46,13 @@ def runs(pid: int) -> bool:
     return False
 
 
+def segments(pid: int) -> set[str]:
+    """Return the ids of the System V shared memory that a process has made."""
+    table = Path("/proc/sysvipc/shm")
+    rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return {row[1] for row in rows if int(row[4]) == pid}
+
+
 def one(url: str, query: str) -> object:
     with psycopg.connect(url) as connection:
         row = connection.execute(query).fetchone()
@@ -170,22 +177,18 @@ def test_temporary_directory_that_does_not_fit_is_replaced(tmp_path: Path, monke
 def test_nothing_is_left_when_the_context_is_left(base: Path) -> None:
     """Also by an exception, which passes through: no folder, no process, no shared memory."""
 
-    def segments() -> set[str]:
-        text = Path("/proc/sysvipc/shm").read_text() if os.path.exists("/proc/sysvipc/shm") else ""
-        return {line.split()[1] for line in text.splitlines()[1:] if int(line.split()[4]) == pid}
-
     class Interrupted(Exception):
         pass
 
     with contextlib.suppress(Interrupted), throwaway_server(directory=base) as server:
         pid = server.pid
-        assert len(segments()) <= 1
+        assert len(segments(pid)) <= 1
         with psycopg.connect(server.url) as connection:
             connection.execute("CREATE TABLE t AS SELECT generate_series(1, 100000) n")
             raise Interrupted
     assert not server.directory.exists()
     assert not runs(pid)
-    assert set() == segments()
+    assert set() == segments(pid)
 
 
 SCRIPT = """
@@ -257,10 +260,12 @@ def test_owner_cleans_up_if_the_keeper_was_killed(base: Path) -> None:
 
 
 def test_crash_of_the_server_changes_nothing(base: Path) -> None:
+    """Killed outright it cannot free its shared memory: that is done for it."""
     with throwaway_server(directory=base) as server:
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: not runs(server.pid), "the server still runs")
     assert not server.directory.exists()
+    assert set() == segments(server.pid)
 
 
 # --- not started ---------------------------------------------------------------------------------------------------------

@@ -117,16 +117,27 @@ class Keeper:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.running.wait(STOP_SECONDS)
                     break
+        self._free_memory()
         remove(self.home)
+
+    def _free_memory(self) -> None:
+        """Remove the System V segment (56 bytes) of a server that was killed: its pid file, which names it, is still there."""
+        lines = self._pid_file()
+        if len(lines) >= 7 and len(words := lines[6].split()) == 2:
+            argv = ["ipcrm", "--shmem-id", words[1].decode("ascii", "replace")]
+            with contextlib.suppress(OSError):  # as the server's user, who can remove nobody else's
+                subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, **self._user())
 
     def _give(self, path: Path) -> None:
         if self.order["uid"] is not None:
             os.chown(path, self.order["uid"], self.order["gid"])
 
+    def _user(self) -> dict[str, Any]:
+        if self.order["uid"] is None:
+            return {}
+        return {"user": self.order["uid"], "group": self.order["gid"], "extra_groups": []}
+
     def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
-        other: dict[str, Any] = {}
-        if self.order["uid"] is not None:
-            other = {"user": self.order["uid"], "group": self.order["gid"], "extra_groups": []}
         with open(self.log, "ab") as log:
             self.running = subprocess.Popen(
                 argv,
@@ -137,7 +148,7 @@ class Keeper:
                 env={**self.order["env"], "HOME": str(self.sockets)},
                 umask=0o077,
                 process_group=0,
-                **other,
+                **self._user(),
             )
         return self.running
 
@@ -155,13 +166,17 @@ class Keeper:
 
     def _ready(self, pid: int) -> bool:
         """Look at the eighth line of postmaster.pid, as pg_ctl does."""
+        lines = self._pid_file()
+        return len(lines) >= 8 and lines[0].strip() == str(pid).encode() and lines[7].strip() == b"ready"
+
+    def _pid_file(self) -> list[bytes]:
+        """Return the lines of postmaster.pid, or none. The server's user could put a link or a pipe in its place."""
         try:
             descriptor = os.open(self.data / "postmaster.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            return False
+            return []
         with open(descriptor, "rb") as file:
-            lines = file.read(4096).splitlines()
-        return len(lines) >= 8 and lines[0].strip() == str(pid).encode() and lines[7].strip() == b"ready"
+            return file.read(4096).splitlines()
 
     def _free_port(self) -> int:
         family = socket.AF_INET6 if ":" in self.order["listen"] else socket.AF_INET
