@@ -85,7 +85,7 @@ def owners(toc: Toc) -> tuple[str, ...]:
     """
     found = {entry.owner for entry in toc.entries if entry.owner}
     for entry in toc.entries:
-        found.update(_roles(entry))
+        found.update(map(toc.shared, _roles(entry)))
     return tuple(sorted(found))
 
 
@@ -96,7 +96,7 @@ _BEFORE_ROLES = {
     "POLICY": frozenset({"TO"}),
     "USER MAPPING": frozenset({"FOR"}),
 }
-_NO_ROLES = frozenset({"PUBLIC", "DEFAULT"})
+_NO_ROLES = frozenset({"PUBLIC", "public"})  # unquoted; no role can be called public
 
 
 def _roles(entry: TocEntry) -> Iterator[str]:

@@ -113,6 +113,24 @@ class Toc:
     entries: tuple[TocEntry, ...]
     raw: bytes = attrs.field(repr=False)
 
+    def shared(self, text: str) -> str:
+        """Return a name of a role or database, read from a statement of this archive, as it is on the server; see ``_shared``."""
+        return _shared(text, _CODECS.get(self.encoding, "utf-8"))
+
+
+def _shared(text: str, codec: str) -> str:
+    """Undo the decoding of what is in PostgreSQL's shared catalogs: names of roles and databases, comments on databases.
+
+    These have no encoding of their own: pg_dump gets the bytes as they were written from whatever database, mostly UTF-8, and
+    puts them among strings in this database's encoding. So they are taken for UTF-8 where they can be.
+    """
+    if codec == "utf-8" or text.isascii():
+        return text
+    try:
+        return text.encode(codec, "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return text
+
 
 def damaged(offset: int, what: str) -> NoReturn:
     """Raise DumpError: what stands at ``offset`` is not what pg_dump writes."""
@@ -166,10 +184,12 @@ class HeadParser:
         except _Short as short:
             self.needed = short.args[0]
             return None
-        dbname = self._decode(self._header.pop("dbname").encode("utf-8", "surrogateescape"))  # came before the encoding
+        try:
+            self._header["dbname"].encode()
+        except UnicodeEncodeError:  # it came before the encoding was known, and is not UTF-8
+            self._header["dbname"] = self._decode(self._header["dbname"].encode("utf-8", "surrogateescape"))
         return Toc(
             **self._header,
-            dbname=dbname,
             encoding=self._encoding,
             entries=tuple(self._entries),
             raw=bytes(memoryview(self.data)[: self.at]),
@@ -311,6 +331,10 @@ class HeadParser:
         flag = self.data[at]
         if flag not in (1, 2, NO_DATA) or (had_dumper and flag == NO_DATA):
             damaged(at, f"entry {dump_id} ({desc}) has the offset flag {flag}")
+        if self._codec != "utf-8":
+            owner = _shared(owner, self._codec)
+            if desc.startswith("DATABASE") or tag.startswith("DATABASE "):
+                tag, defn, drop = (_shared(text, self._codec) for text in (tag, defn, drop))
         entry = TocEntry(
             dump_id=dump_id,
             had_dumper=bool(had_dumper),
