@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgsnap import DumpError, UpstreamError
@@ -192,6 +192,7 @@ lines = st.sampled_from(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(lines, max_size=12), st.lists(lines, max_size=12), st.integers(1, 60), st.integers(0, 1 << 20))
 def test_any_rows_pass_whole_and_never_cut(rows: list[bytes], literal: list[bytes], size: int, end: int) -> None:
     text = OPENING + b"COPY public.t (a) FROM stdin;\n" + b"".join(row + b"\n" for row in rows) + b"\\.\n\n\n"

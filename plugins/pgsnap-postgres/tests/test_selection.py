@@ -240,6 +240,22 @@ def test_names_with_quotes_dots_and_line_breaks(restore: Restore) -> None:
     assert [3] == done.values('INSERT INTO "Odd Schema"."we""ird\nname" DEFAULT VALUES RETURNING "Id"')
 
 
+def test_each_relation_of_the_sample_shop_can_be_restored_alone(
+    server17: Server, make_shop: MakeDatabase, make_db: MakeDatabase, tmp_path: Path
+) -> None:
+    command = [f"{server17.bindir}/pg_dump", "-Fc", "-d", make_shop(server17)]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    toc = read_toc([data])
+    relations = [entry for entry in toc.entries if entry.desc in ("TABLE", "VIEW", "MATERIALIZED VIEW", "SEQUENCE")]
+    assert 20 < len(relations)
+    for entry in relations:
+        quoted = [part.replace('"', '""') for part in (entry.namespace, entry.tag)]
+        (tmp_path / "list").write_text(select(toc, ('"{}"."{}"'.format(*quoted),)).text)
+        command = [f"{server17.bindir}/pg_restore", "-e", "-1", "-L", str(tmp_path / "list"), "-d", make_db(server17)]
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        assert (entry.title, b"", 0) == (entry.title, done.stderr, done.returncode)
+
+
 # --- schemas and sections --------------------------------------------------------------------------------------------
 
 
