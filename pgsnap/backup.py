@@ -18,7 +18,7 @@ import attrs
 
 import pgsnap
 from pgsnap.components import Artifact, Notifier, Store
-from pgsnap.errors import ConfigError, Denied, PgsnapError, StoreError
+from pgsnap.errors import ConfigError, Denied, PgsnapError, StageError, StoreError
 from pgsnap.events import Event, Kind
 from pgsnap.manifest import (
     MANIFEST,
@@ -197,6 +197,8 @@ class _Backup:
 
     def put(self, name: str, chunks: Chunks, expected: int | None = None) -> ObjectRecord:
         key = f"{self.prefix}{name}"
+        if key in self.written:
+            raise StageError(f"two files of this backup would be called {name!r}; give the artifacts or sidecars other names.")
         self.written.append(key)
         return self.stores.write(key, chunks, name=name, expected=expected)
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Protocol
 
 import attrs
 
-from pgsnap.errors import Unsupported
+from pgsnap.errors import ConfigError, Unsupported
 from pgsnap.events import KINDS, Event, Kind
 from pgsnap.run import Run
 from pgsnap.streams import Chunks, Stream
@@ -53,6 +53,9 @@ class Component(ABC):
         return ()
 
 
+RESERVED = {"manifest.json", "running.json", "suspect.json", "ack.json", "held.json", "RECOVER.txt"}
+"""Names that files of our own have in a backup's folder. An artifact called manifest.json would be a commit."""
+
 # --- dump ------------------------------------------------------------------------------------------------------------
 
 
@@ -72,6 +75,8 @@ class Artifact:
     @name.validator
     def _check_name(self, _: object, value: str) -> None:
         check_name(value, "the artifact's name")
+        if value in RESERVED or value.endswith(".partial"):
+            raise ConfigError(f"the artifact's name {value!r} is one that pgsnap gives to files of its own; choose another.")
 
 
 @attrs.frozen(kw_only=True)
@@ -208,8 +213,8 @@ class Transform(Component):
         """Return the plain stream; depends on ``facts`` and keys only, not on options that shaped the encoding.
 
         Raises:
-            IntegrityError: the data is truncated, altered or trailed by something, or the key is wrong.
-            StageError: a key is missing.
+            IntegrityError: the data is truncated, altered or trailed by something.
+            StageError: a key is missing, or is not the right one.
         """
 
     def command(self, facts: Facts) -> str | None:
@@ -277,7 +282,7 @@ class Store(Component):
 
         Raises:
             NotFound: there is no such object.
-            StoreError: reading failed, or fewer bytes than the object has came.
+            StoreError: reading failed, or the object ends before ``start`` plus ``length``.
         """
 
     @abstractmethod
@@ -300,8 +305,6 @@ class Store(Component):
 
 
 def _check_on(instance: object, attribute: attrs.Attribute[tuple[Kind, ...]], value: tuple[Kind, ...]) -> None:
-    from pgsnap.errors import ConfigError
-
     for kind in value:
         if kind not in KINDS:
             raise ConfigError(f"on = {kind!r} is no event; choose from {', '.join(KINDS)}.")

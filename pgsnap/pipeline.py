@@ -142,13 +142,29 @@ class Pipeline:
         backup: str = "latest",
         *,
         to: str | Secret,
+        tables: Sequence[str] = (),
+        schemas: Sequence[str] = (),
+        sections: Sequence[str] = (),
+        jobs: int = 1,
+        globals: bool = True,
+        owners: bool = True,
+        force: bool = False,
         progress: Progress | None = None,
-        **options: Any,
     ) -> RestoreReport:
-        """Restore a backup into the database that the URL ``to`` names; ``options`` are those of ``RestoreRequest``."""
+        """Restore a backup into the database that the URL ``to`` names; the options are those of ``RestoreRequest``."""
         from pgsnap.restore import restore
 
-        return restore(self, RestoreRequest(target=Secret(to), **options), backup=backup, progress=progress)
+        request = RestoreRequest(
+            target=Secret(to),
+            tables=tuple(tables),
+            schemas=tuple(schemas),
+            sections=tuple(sections),
+            jobs=jobs,
+            globals=globals,
+            owners=owners,
+            force=force,
+        )
+        return restore(self, request, backup=backup, progress=progress)
 
     def verify(self, backup: str = "latest", *, decode: bool = False, progress: Progress | None = None) -> VerifyReport:
         """Check every byte of a backup in every store; see ``pgsnap.verify.verify``."""

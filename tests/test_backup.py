@@ -22,6 +22,7 @@ from pgsnap import (
     Notifier,
     NotifyError,
     Pipeline,
+    StageError,
     StoreError,
     Transform,
 )
@@ -309,3 +310,23 @@ def test_the_manifest_holds_no_secret_host_or_path(make: Make, tmp_path: Path) -
     report = make().backup()
     document = json.loads((tmp_path / "a" / "shop" / report.id / "manifest.json").read_text())
     assert str(tmp_path) not in json.dumps(document)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "RECOVER.txt", "running.json", "x.partial", "../x", "a b"])
+def test_an_artifact_cannot_take_a_name_of_ours(make: Make, toy: Any, tmp_path: Path, name: str) -> None:
+    """One that is called manifest.json would commit a backup that is not there."""
+    with pytest.raises(ConfigError, match="the artifact's name"):
+        make(dump=toy(contents={name: b"{}"})).backup()
+    assert [] == files(tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(make: Make, toy: Any, tmp_path: Path) -> None:
+    """The second would overwrite the first: here a cut artifact meets one that is called like its second object."""
+
+    @attrs.frozen(kw_only=True)
+    class Small(LocalStore):
+        max_object: ClassVar[int | None] = 1_000
+
+    with pytest.raises(StageError, match=r"two files of this backup would be called 'a\.001'"):
+        make(dump=toy(contents={"a": b"x" * 1_500, "a.001": b"y"}), stores=[Small(url=str(tmp_path / "a"))]).backup()
+    assert [] == files(tmp_path)
