@@ -1,13 +1,19 @@
-"""Toys for the tests of the core: a dumper without a database, and stores that fail on command.
+"""Toys for the tests of the core, and the real command for the others.
 
-The tests of files mirror the modules; those of ``promises/`` and ``end_to_end/`` use real servers.
+The toys are a dumper without a database, and stores that fail on command. The ``desk`` is a folder with a configuration, where
+``pgsnap`` runs in a process of its own. The tests of files mirror the modules; those of ``promises/`` and ``end_to_end/`` use
+real servers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +23,9 @@ import pytest
 from pgsnap import Artifact, Dump, Dumper, DumpError, LocalStore, Pipeline, RestoreRequest, Run, Source, StoreError
 from pgsnap.streams import Chunks, Stream
 from pgsnap.types import Entry, Facts
+
+# Servers and sample databases. (pytest takes this from the conftest.py of a folder that it is called with.)
+pytest_plugins = ["pgsnap_postgres.testing"] if find_spec("pgsnap_postgres") else []
 
 
 def pattern(size: int) -> bytes:
@@ -70,8 +79,8 @@ class ToyDumper(Dumper):
 class FaultyStore(LocalStore):
     """A local store that fails where it is told to.
 
-    ``fail_write`` is the end of a key: writing it fails after ``after`` bytes; ``hang`` makes it block there instead, until the event;
-    ``lose`` is the end of a key that it says it stored, and has not; ``short`` one that it reports with a byte missing.
+    ``fail_write`` is the end of a key: writing it fails after ``after`` bytes; ``hang`` makes it block there instead, until the
+    event; ``lose`` is the end of a key that it says it stored, and has not; ``short`` one that it reports with a byte missing.
     """
 
     fsync: bool = False
@@ -128,3 +137,67 @@ def make(tmp_path: Path) -> Callable[..., Pipeline]:
         return Pipeline(**({"name": "shop", "dump": ToyDumper(), "stores": stores} | parts))  # type: ignore[arg-type]
 
     return make_pipeline
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
+
+
+@attrs.define
+class Desk:
+    """A folder with a configuration, and the command."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def configure(
+        self, *, transforms: str = "", stores: tuple[str, ...] = ("one", "two"), dump: str = "", more: str = ""
+    ) -> None:
+        """Write ./pgsnap.toml: pg_dump of DATABASE_URL through ``transforms`` into ``stores``."""
+        text = f'[pipeline.shop]\n{more}\n[pipeline.shop.dump]\nuse = "pg_dump"\nurl = {{ env = "DATABASE_URL" }}\n'
+        text += f"{dump}\n{transforms}\n"
+        for store in stores:
+            text += f'[[pipeline.shop.store]]\nurl = "{store if store.startswith("/") else self.folder / store}"\n'
+        (self.folder / "pgsnap.toml").write_text(text)
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        """Start the command."""
+        return subprocess.Popen(
+            [PROGRAM, *arguments],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        process = self.start(*arguments, **env)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def files(self, store: str = "one") -> list[Path]:
+        """Return the files in a store."""
+        return sorted(path for path in (self.folder / store).rglob("*") if path.is_file())
+
+    def committed(self, store: str = "one") -> list[Path]:
+        """Return the folders of the backups that exist in a store."""
+        return sorted(path.parent for path in (self.folder / store).rglob("manifest.json"))
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of this process without anything that could configure pgsnap or libpq."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PG", "AWS_", "SMTP_", "GCS_")) and name != "DATABASE_URL" or name == "PGSNAP_PG_BIN"
+    }
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """A folder without a database; tests give DATABASE_URL themselves."""
+    return Desk(tmp_path, clean_environment() | {"HOME": str(tmp_path)})

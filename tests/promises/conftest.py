@@ -1,75 +1,12 @@
-"""A real shop database, the real command in a process of its own, and a look at what it left."""
+"""A database that takes a moment to dump, and a look at what a run left behind."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import attrs
 import psycopg
 import pytest
-
-PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
-
-
-@attrs.define
-class Desk:
-    """A folder with a configuration, and the command."""
-
-    folder: Path
-    env: dict[str, str]
-
-    def configure(self, *, transforms: str = "", stores: tuple[str, ...] = ("one", "two"), dump: str = "", more: str = "") -> None:
-        """Write ./pgsnap.toml: pg_dump of DATABASE_URL through ``transforms`` into ``stores``."""
-        text = f'[pipeline.shop]\n{more}\n[pipeline.shop.dump]\nuse = "pg_dump"\nurl = {{ env = "DATABASE_URL" }}\n{dump}\n{transforms}\n'
-        for store in stores:
-            text += f'[[pipeline.shop.store]]\nurl = "{store if store.startswith("/") else self.folder / store}"\n'
-        (self.folder / "pgsnap.toml").write_text(text)
-
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Start the command."""
-        return subprocess.Popen(
-            [PROGRAM, *arguments],
-            cwd=self.folder,
-            env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end."""
-        process = self.start(*arguments, **env)
-        out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-    def files(self, store: str = "one") -> list[Path]:
-        """Return the files in a store."""
-        return sorted(path for path in (self.folder / store).rglob("*") if path.is_file())
-
-    def committed(self, store: str = "one") -> list[Path]:
-        """Return the folders of the backups that exist in a store."""
-        return sorted(path.parent for path in (self.folder / store).rglob("manifest.json"))
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment of this process without anything that could configure pgsnap or libpq."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PG", "AWS_", "SMTP_", "GCS_")) and name != "DATABASE_URL" or name == "PGSNAP_PG_BIN"
-    }
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    """A folder without a database; tests give DATABASE_URL themselves."""
-    return Desk(tmp_path, clean_environment() | {"HOME": str(tmp_path)})
 
 
 @pytest.fixture(scope="session")
