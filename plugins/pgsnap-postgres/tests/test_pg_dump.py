@@ -41,7 +41,7 @@ def test_compression_levels_have_defaults() -> None:
 
 
 def test_it_pickles_and_shows_no_password() -> None:
-    dumper = PgDump(url=Secret("postgresql://u:S3cr3t@h/db"), tables=["a", "b"])  # type: ignore[arg-type]
+    dumper = PgDump(url=Secret("postgresql://u:S3cr3t@h/db"), tables=["a", "b"])
     assert dumper == pickle.loads(pickle.dumps(dumper))
     assert ("a", "b") == dumper.tables
     assert "S3cr3t" not in repr(dumper)

@@ -29,7 +29,8 @@ def test_every_table_that_cannot_be_read_is_an_error(server: Server, shop_db: st
     findings = PgDump(url=shop_db, role=SHOP_READER).preflight(Run())
     errors = [finding for finding in findings if finding.level == "error"]
     assert errors
-    assert all(f"GRANT it to {SHOP_READER}" in finding.remedy for finding in errors)
+    assert {"tables", "large objects"} == {finding.subject for finding in errors}
+    assert all(f"GRANT it to {SHOP_READER}" in finding.remedy for finding in errors if finding.subject == "tables")
 
 
 def test_unlogged_and_foreign_tables_are_mentioned(server: Server, make_db: MakeDatabase) -> None:
@@ -47,6 +48,19 @@ def test_a_client_that_is_too_old_is_an_error_beside_the_others(server17: Server
     assert found["database"][0].startswith("ok: Connected to postgres at 127.0.0.1")
     assert found["pg_dump"][0].startswith("error: ")
     assert "tables" in found
+
+
+def test_passwords_inside_the_dump_are_warned_about_unless_something_encrypts(server: Server, make_db: MakeDatabase) -> None:
+    """User mappings carry passwords of other servers."""
+    url = make_db(server)
+    with psycopg.connect(url) as setup:
+        setup.execute("CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w")
+        setup.execute("CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (password 'S3cr3t')")
+    words = "1 user mapping, which may carry passwords"
+    assert words in " ".join(by_subject(list(PgDump(url=url).preflight(Run())))["passwords"])
+    assert "passwords" not in by_subject(list(PgDump(url=url).preflight(Run(encrypted=True))))
+    with PgDump(url=url).dump(Run()) as dump:
+        assert any(words in note for note in dump.facts["notes"])
 
 
 @pytest.mark.parametrize("compress", ["zstd:1", "none"])

@@ -251,3 +251,22 @@ def test_read_process_is_what_the_tests_above_rely_on() -> None:
     started: list[int] = []
     assert b"x" == b"".join(read_process(["printf", "x"], start=MeddlingRun(started.append).spawn))
     assert [1] == started
+
+
+def test_a_deadlock_with_a_session_that_locks_in_the_other_order_is_only_a_retry(server: Server, url: str) -> None:
+    """The holder has locked one table and waits for the other; the session has that one, and then wants the first."""
+    with psycopg.connect(url) as blocker, psycopg.connect(url, autocommit=True) as setup:
+        reset(setup)
+        blocker.execute("SET deadlock_timeout = '30s'")  # so that it is the holder that is chosen
+        blocker.execute("TRUNCATE shop; INSERT INTO log VALUES (1)")
+
+        def meet() -> None:
+            waiting(setup, 1)
+            blocker.execute("LOCK TABLE other0 IN ACCESS EXCLUSIVE MODE")
+            blocker.execute("COMMIT")
+
+        thread = threading.Thread(target=meet)
+        thread.start()
+        text = text_of(server, PgDump(url=url, globals="no", lock_timeout=20))
+        thread.join()
+        assert check_one_moment("truncate", text) is True

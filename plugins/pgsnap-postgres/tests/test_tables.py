@@ -113,7 +113,10 @@ def test_a_table_that_may_not_be_read_is_named_before_the_dump(server: Server, m
             _refused(plain, f"row security hides rows of the table public.fine from the role '{ROLE}'; give it BYPASSRLS")
             findings = PgDump(url=plain).preflight(Run())
             assert any(f.level == "error" and "public.fine" in f.text and "BYPASSRLS" in f.remedy for f in findings)
-            setup.execute("ALTER TABLE fine DISABLE ROW LEVEL SECURITY")
+            setup.execute("ALTER TABLE fine DISABLE ROW LEVEL SECURITY; SELECT lo_create(4711)")
+            _refused(plain, "no permission to read 1 large objects, such as 4711; GRANT SELECT ON LARGE OBJECT")
+            assert any("4711" in finding.text for finding in PgDump(url=plain).preflight(Run()))
+            setup.execute(f"GRANT SELECT ON LARGE OBJECT 4711 TO {ROLE}")
             with PgDump(url=plain).dump(Run()) as dump:
                 assert [b"PGDMP"] == [chunk[:5] for chunk in [b"".join(dump.artifacts[0].open())]]
         finally:

@@ -94,7 +94,7 @@ def connect(
     try:
         connection = psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)
     except psycopg.Error as failure:
-        said = scrubbed(str(failure), target)
+        said = re.sub(r"^connection (is bad|failed): | Is the server running .*?\?", "", scrubbed(str(failure), target))
         remedy = next((text for pattern, text in _CAUSES if re.search(pattern, said)), "check the URL")
         raise error(f"cannot connect to {target.describe()}: {said}; {remedy}.") from None
     with contextlib.ExitStack() as unless_settled:

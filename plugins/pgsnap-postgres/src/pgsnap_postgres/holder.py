@@ -27,7 +27,7 @@ from pgsnap.process import watch
 from pgsnap_postgres.connect import Names, connect, scrubbed
 from pgsnap_postgres.pooling import detect_pooling, refuse_transaction_pooler
 from pgsnap_postgres.sessions import Sessions, reaching
-from pgsnap_postgres.tables import Table, check_readable, list_tables
+from pgsnap_postgres.tables import Table, check_large_objects, check_readable, list_tables
 from pgsnap_postgres.url import Target
 
 if TYPE_CHECKING:
@@ -132,13 +132,15 @@ def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run:
             held = Held(connection, sessions, names, run, _one(connection, "SELECT pg_catalog.pg_backend_pid()"))
             with run.on_abort(lambda: connection.cancel_safe(timeout=5.0)):
                 listed = list_tables(sessions.connection, options)
-                check_readable(listed, _role_of(sessions))
+                role = str(sessions.rows("SELECT current_user")[0][0])
+                check_readable(listed, role)
+                check_large_objects(sessions.connection, options, role)
                 _lock(held, [table for table in listed if table.kind != "S"], options.lock_timeout)
                 held.snapshot = _one(connection, "SELECT pg_catalog.pg_export_snapshot()")
                 held.tables = list_tables(connection, options)
                 if {t for t in held.tables if t.kind != "S"} != {t for t in listed if t.kind != "S"}:
                     raise Changed("the tables changed while they were being locked; run the backup again.")
-                check_readable(held.tables, _role_of(sessions))
+                check_readable(held.tables, role)
                 _take_turn(held)
                 connection.execute(_SETTINGS.encode())
         except psycopg.Error as error:
@@ -152,10 +154,6 @@ def _one(connection: Connection, query: str) -> Any:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return row[0]
-
-
-def _role_of(sessions: Sessions) -> str:
-    return str(sessions.rows("SELECT current_user")[0][0])
 
 
 def _lock(held: Held, tables: list[Table], timeout: float) -> None:
@@ -188,6 +186,8 @@ def _lock(held: Held, tables: list[Table], timeout: float) -> None:
         ) from None
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType):
         raise Changed("a table went away while the tables were being locked; run the backup again.") from None
+    except psycopg.errors.DeadlockDetected:
+        raise Changed("a session that changes several tables met the dump in the other order; run the backup again.") from None
     except psycopg.errors.OutOfMemory:
         raise DumpError(
             f"the server has too few locks for {len(tables)} tables; raise max_locks_per_transaction and restart the server."

@@ -66,11 +66,6 @@ def _check_patterns(_: object, attribute: attrs.Attribute[tuple[str, ...]], valu
             raise ConfigError(f"{attribute.name} has an empty pattern; write names such as 'public' or 'shop.ord*'.")
 
 
-def _patterns() -> tuple[str, ...]:
-    names: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
-    return names
-
-
 def _as_tuple(value: Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
@@ -107,11 +102,11 @@ class PgDump(Dumper):
     format: Format = attrs.field(default="custom", validator=_check_choice(Format))
     compress: str = attrs.field(default="zstd:1", validator=_check_compress)
     lock_timeout: float = attrs.field(default=60.0)
-    schemas: tuple[str, ...] = _patterns()
-    exclude_schemas: tuple[str, ...] = _patterns()
-    tables: tuple[str, ...] = _patterns()
-    exclude_tables: tuple[str, ...] = _patterns()
-    exclude_table_data: tuple[str, ...] = _patterns()
+    schemas: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
+    exclude_schemas: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
+    tables: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
+    exclude_tables: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
+    exclude_table_data: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple, validator=_check_patterns)
     large_objects: bool = True
     globals: Globals = attrs.field(default="auto", validator=_check_choice(Globals))
     role: str | None = None

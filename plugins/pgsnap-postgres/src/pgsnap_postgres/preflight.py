@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pgsnap import Finding, PgsnapError, Run
+from pgsnap import DumpError, Finding, PgsnapError, Run
 from pgsnap_postgres.connect import Names, connect, in_a_sentence
 from pgsnap_postgres.pooling import detect_pooling
+from pgsnap_postgres.server_facts import unencrypted_secrets
 from pgsnap_postgres.sessions import Sessions, watch_sessions
-from pgsnap_postgres.tables import list_tables
+from pgsnap_postgres.tables import check_large_objects, list_tables
 from pgsnap_postgres.url import Target, parse_url
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def _looks(options: PgDump, target: Target, sessions: Sessions, run: Run) -> Ite
     yield from _pooler(target, sessions, run, options)
     yield from _tables(options, sessions)
     yield from _globals(options, sessions, run)
+    if not run.encrypted and (kinds := unencrypted_secrets(sessions.connection)):
+        text = f"The dump will hold {kinds}, which may carry passwords, and nothing in the pipeline encrypts."
+        yield Finding("warning", "passwords", text, "Add an age transform.")
 
 
 def _clients(options: PgDump, major: int) -> list[Finding]:
@@ -87,6 +91,10 @@ def _tables(options: PgDump, sessions: Sessions) -> list[Finding]:
         if "row security" in table.lacks:
             remedy = f"ALTER ROLE {role} BYPASSRLS, dump as the owner, or name the table in exclude_table_data."
         found.append(Finding("error", "tables", f"The role {role} lacks {table.lacks}: {table.title}.", remedy))
+    try:
+        check_large_objects(sessions.connection, options, role)
+    except DumpError as error:
+        found.append(Finding("error", "large objects", _sentence(error)))
     count = sum(table.kind != "S" for table in tables)
     limit = int(
         sessions.rows(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pgsnap_postgres.holder import Held
     from pgsnap_postgres.pg_dump import PgDump
 
-__all__ = ["read_facts", "read_identity"]
+__all__ = ["read_facts", "read_identity", "unencrypted_secrets"]
 
 
 def _row(connection: Connection, query: str) -> tuple[Any, ...]:
@@ -42,12 +42,24 @@ def read_identity(connection: Connection) -> dict[str, Any]:
     }
 
 
+def unencrypted_secrets(connection: Connection) -> str:
+    """Return ``2 user mappings and 1 subscription`` as far as a dump holds such things, or an empty string."""
+    mappings, subscriptions = _row(
+        connection,
+        "SELECT (SELECT count(*) FROM pg_catalog.pg_user_mappings), (SELECT count(*) FROM pg_catalog.pg_subscription s "
+        "JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database())",
+    )
+    counts = {"user mapping": mappings, "subscription": subscriptions}
+    return " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
+
+
 def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) -> Facts:
     """Return the facts that are known before pg_dump starts."""
     connection = held.connection
     version, number, standby = _row(
         connection,
-        "SELECT pg_catalog.current_setting('server_version'), pg_catalog.current_setting('server_version_num')::int, "
+        "SELECT pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1), "
+        "pg_catalog.current_setting('server_version_num')::int, "
         "pg_catalog.pg_is_in_recovery()",
     )
     size, large, foreign = _row(
@@ -65,6 +77,8 @@ def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) 
         notes.append(f"The rows of {foreign} foreign tables are on other servers and not in this backup.")
     if large and not options.large_objects:
         notes.append(f"{large} large objects are left out by the options of the pipeline.")
+    if not held.run.encrypted and (kinds := unencrypted_secrets(connection)):
+        notes.append(f"The dump holds {kinds}, which may carry passwords, and nothing in the pipeline encrypts.")
     if standby:
         notes.append("The backup was taken from a standby; unlogged tables have no rows there.")
     return {

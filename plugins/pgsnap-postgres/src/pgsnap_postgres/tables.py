@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pgsnap_postgres.connect import Connection
     from pgsnap_postgres.pg_dump import PgDump
 
-__all__ = ["Table", "check_readable", "list_tables", "pattern_regex"]
+__all__ = ["Table", "check_large_objects", "check_readable", "list_tables", "pattern_regex"]
 
 
 @attrs.frozen
@@ -166,3 +166,25 @@ def check_readable(tables: tuple[Table, ...], role: str) -> None:
         f"the role {role!r} has no permission to read the {what} {first.title}{more}: it lacks {first.lacks}; GRANT that (or "
         "pg_read_all_data), or name it in exclude_tables."
     )
+
+
+_HIDDEN_LARGE_OBJECTS = """
+SELECT count(*), min(m.oid) FROM pg_catalog.pg_largeobject_metadata m
+WHERE NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+  AND pg_catalog.current_setting('lo_compat_privileges') = 'off'
+  AND NOT pg_catalog.pg_has_role(m.lomowner, 'USAGE')
+  AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(m.lomacl) a WHERE a.privilege_type = 'SELECT'
+                  AND (a.grantee = 0 OR pg_catalog.pg_has_role(a.grantee, 'USAGE')))
+"""
+
+
+def check_large_objects(connection: Connection, options: PgDump, role: str) -> None:
+    """Raise DumpError if there are large objects that are to be dumped and may not be read."""
+    if not options.large_objects or options.schemas or options.tables:  # pg_dump leaves them out then
+        return
+    row = connection.execute(_HIDDEN_LARGE_OBJECTS.encode()).fetchone()
+    if row is not None and row[0]:
+        raise DumpError(
+            f"the role {role!r} has no permission to read {row[0]} large objects, such as {row[1]}; GRANT SELECT ON LARGE "
+            "OBJECT, dump as their owner, or set large_objects = false."
+        )
