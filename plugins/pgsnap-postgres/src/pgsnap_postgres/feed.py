@@ -63,16 +63,17 @@ def fill(content: Content, target: Target, server_major: int, run: Run, *, atomi
         RestoreError: the program failed.
         PgsnapError: the source failed; nothing was committed if ``atomic``.
     """
-    unknown_setting = server_major < 17 <= content.clients.major
+    old = server_major < 17
     name = f"pgsnap restore {content.source.id}"
     try:
         with service_file(target, application_name=name) as service:
             if content.toc is None:
                 with contextlib.closing(content.source.open(content.artifact)) as stream:
-                    _psql(content, stream, service, run, atomic=atomic)
-            elif unknown_setting:
-                with contextlib.closing(_script(content, run)) as script:
-                    _psql(content, without_timeout_setting(script), service, run, atomic=atomic)
+                    script = without_timeout_setting(stream) if old else stream
+                    _psql(content, script, service, run, atomic=atomic)
+            elif old and content.clients.major >= 17:
+                with contextlib.closing(_script(content, run)) as stream:
+                    _psql(content, without_timeout_setting(stream), service, run, atomic=atomic)
             else:
                 _pg_restore(content, service, run, atomic=atomic)
     except RestoreError as error:

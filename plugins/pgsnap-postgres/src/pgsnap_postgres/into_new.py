@@ -37,6 +37,8 @@ __all__ = ["Swap", "fitted", "leftovers", "restore_into_new"]
 
 MAX_NAME = 63
 """Bytes of a name (NAMEDATALEN - 1)."""
+SHORT_PATIENCE = 5.0
+"""Seconds that a session in the old database has to end before the restore begins."""
 PATIENCE = 30.0
 """Seconds that the final renaming waits for sessions in the old database to end."""
 
@@ -92,12 +94,13 @@ def restore_into_new(swap: Swap) -> None:
     """
     with _alone(swap):
         _clear_leftovers(swap)
-        _refuse_sessions(swap, patience=5.0)
+        _refuse_sessions(swap)
         swap.run.check()
         _create(swap)
         whole = False
         try:
             swap.admin.connection.execute(f"REVOKE ALL ON DATABASE {quote(swap.temporary)} FROM PUBLIC".encode())
+            _give_to_owner(swap)
             fill(swap.content, swap.target.with_dbname(swap.temporary), swap.server.major, swap.run, atomic=False)
             _check_and_analyze(swap)
             replaced = _swap(swap)
@@ -152,11 +155,11 @@ def _clear_leftovers(swap: Swap) -> None:
         _drop(swap)
 
 
-def _refuse_sessions(swap: Swap, patience: float) -> None:
+def _refuse_sessions(swap: Swap) -> None:
     """Raise if the database that must be renamed at the end is in use now: better before hours of work than after."""
     if swap.existing is None:
         return
-    until = time.monotonic() + patience
+    until = time.monotonic() + SHORT_PATIENCE
     while users := sessions(swap.admin.connection, swap.name):
         if time.monotonic() > until:
             raise RestoreError(_in_use(swap.name, users))
@@ -204,6 +207,21 @@ def _create(swap: Swap) -> None:
                 connection.execute(create_like(connection, swap.temporary, swap.name).encode())
             except psycopg.Error as second:
                 raise RestoreError(_not_created(swap, second)) from None
+
+
+def _give_to_owner(swap: Swap) -> None:
+    """Let the new database have its owner early: who is no superuser can give the owner objects in ``public`` only then.
+
+    Only where we keep its rights, so that we can still rename and drop it.
+    """
+    owner = swap.properties.owner
+    if swap.server.superuser or not swap.content.owners or not owner:
+        return
+    row = swap.admin.connection.execute(
+        "SELECT pg_has_role(current_user, oid, 'USAGE') FROM pg_roles WHERE rolname = %s", [owner]
+    ).fetchone()
+    if row is not None and row[0] and swap.server.roles.get(owner, True):
+        swap.admin.connection.execute(f"ALTER DATABASE {quote(swap.temporary)} OWNER TO {quote(owner)}".encode())
 
 
 def _not_created(swap: Swap, error: Exception) -> str:

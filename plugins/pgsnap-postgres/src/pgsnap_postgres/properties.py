@@ -48,6 +48,12 @@ class Properties:
         return text
 
     @property
+    def owner(self) -> str:
+        """The role that owned the database; empty if it is not said."""
+        owners = [unquote(text[match.end() :].strip()) for text in self.statements if (match := _OWNER.match(text))]
+        return owners[0] if owners else ""
+
+    @property
     def wanted(self) -> str:
         """The encoding and the locale, for a message."""
         options = self.create.partition(" ENCODING ")

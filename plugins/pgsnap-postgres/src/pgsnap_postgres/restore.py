@@ -10,17 +10,17 @@ before the database, since objects belong to them; if the restore fails, those i
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
-from pgsnap import ConfigError, DumpError, Facts, IntegrityError, RestoreError, RestoreRequest, Run, Source, Unsupported
+from pgsnap import ConfigError, RestoreError, RestoreRequest, Run, Source, Unsupported
 from pgsnap.types import format_duration, format_size
-from pgsnap_postgres.archive import Toc, TocEntry, read_toc
-from pgsnap_postgres.clients import Clients, find_clients, installed
+from pgsnap_postgres.archive import Toc, TocEntry
+from pgsnap_postgres.clients import Clients
+from pgsnap_postgres.connect import scrubbed
 from pgsnap_postgres.contents import Contents, look_inside
 from pgsnap_postgres.database_sql import owners as named_roles
 from pgsnap_postgres.feed import Content
@@ -28,7 +28,15 @@ from pgsnap_postgres.globals_apply import Applied, Globals, apply_globals, read_
 from pgsnap_postgres.into_empty import InPlace, restore_into_empty
 from pgsnap_postgres.into_new import Swap, restore_into_new
 from pgsnap_postgres.properties import Properties, read_properties
-from pgsnap_postgres.selection import Selection, select
+from pgsnap_postgres.requirements import (
+    choose,
+    choose_clients,
+    main_artifact,
+    read_text,
+    refuse_server,
+    table_of_contents,
+)
+from pgsnap_postgres.selection import Selection
 from pgsnap_postgres.target import Admin, Existing, Survey, enter, existing_database, survey
 from pgsnap_postgres.url import Target, parse_url
 
@@ -52,26 +60,37 @@ _PRIVILEGES = frozenset({"ACL", "DEFAULT ACL"})
 
 def restore(dumper: PgDump, source: Source, request: RestoreRequest, run: Run) -> None:
     """Restore a backup into the database that ``request.target`` names. See ``Dumper.restore``."""
+    import psycopg
+
     started = time.monotonic()
     target = parse_url(request.target)
     for note in target.notes:
         run.log.info("%s", note)
     _check_request(target, request)
-    admin = Admin.of(target, f"pgsnap {source.id}")
-    with contextlib.closing(admin):
-        plan = _Plan.make(dumper, source, request, run, target, admin)
-        plan.check()
-        run.log.info("restoring %s (%s) into %s", plan.artifact, format_size(source.size(plan.artifact)), target.describe())
-        applied = plan.bring_globals()
-        whole = False
-        try:
-            plan.carry_out(applied)
-            whole = True
-        finally:
-            if not whole and applied is not None:
-                _take_back(admin, applied, run)
+    try:
+        with contextlib.closing(Admin.of(target, f"pgsnap {source.id}")) as admin:
+            plan = _Plan.make(dumper, source, request, run, target, admin)
+            plan.check()
+            size = format_size(source.size(plan.artifact))
+            run.log.info("restoring %s (%s) into %s", plan.artifact, size, target.describe())
+            _carry_out(plan)
+    except psycopg.Error as error:
+        run.check()
+        said = scrubbed(str(error), target)
+        raise RestoreError(f"the server of {target.describe()} ended the restore: {said}; see its log.") from None
     took = format_duration(time.monotonic() - started)
     run.log.info("restored backup %s into %s in %s", source.id, target.describe(), took)
+
+
+def _carry_out(plan: _Plan) -> None:
+    applied = plan.bring_globals()
+    whole = False
+    try:
+        plan.carry_out(applied)
+        whole = True
+    finally:
+        if not whole and applied is not None:
+            _take_back(plan.admin, applied, plan.run)
 
 
 def _check_request(target: Target, request: RestoreRequest) -> None:
@@ -110,11 +129,11 @@ class _Plan:
     def make(cls, dumper: PgDump, source: Source, request: RestoreRequest, run: Run, target: Target, admin: Admin) -> _Plan:
         """Look at the backup and at the server; changes nothing."""
         facts = source.facts
-        artifact, plain = _main_artifact(source)
+        artifact, plain = main_artifact(source)
         server = survey(admin.connection)
-        _refuse_server(facts, server, target)
-        toc = None if plain else _read_toc(source, artifact)
-        clients = _choose_clients(dumper, facts, toc, server)
+        refuse_server(facts, server, target)
+        toc = None if plain else table_of_contents(source, artifact)
+        clients = choose_clients(dumper, facts, toc, server)
         names = source.artifacts
         existing = existing_database(admin.connection, target.dbname)
         return cls(
@@ -126,10 +145,10 @@ class _Plan:
             server=server,
             artifact=artifact,
             toc=toc,
-            selection=_select(toc, request, run),
+            selection=choose(toc, request, run),
             clients=clients,
-            globals=read_globals(_text(source, "globals.sql")) if request.globals and "globals.sql" in names else None,
-            properties=read_properties(_text(source, "database.sql")) if "database.sql" in names else Properties(),
+            globals=read_globals(read_text(source, "globals.sql")) if request.globals and "globals.sql" in names else None,
+            properties=read_properties(read_text(source, "database.sql")) if "database.sql" in names else Properties(),
             existing=existing,
             contents=None if existing is None else _look_into(target, existing),
         )
@@ -320,112 +339,6 @@ class _Plan:
             large_objects=0 if self.selection is not None and (request.tables or request.schemas) else int(large),
             tables=frozenset(tables),
         )
-
-
-# --- the backup ------------------------------------------------------------------------------------------------------
-
-
-def _main_artifact(source: Source) -> tuple[str, bool]:
-    """Return the name of the database's artifact, and whether it is a plain dump."""
-    facts, names = source.facts, list(source.artifacts)
-    name = facts.get("artifact") or next((n for n in names if n.endswith((".dump", ".sql")) and n not in _SIDE), "")
-    if name not in names:
-        raise RestoreError(
-            f"backup {source.id} has no database dump among its artifacts ({', '.join(names) or 'none'}); choose another backup."
-        )
-    return str(name), facts.get("format", "plain" if str(name).endswith(".sql") else "custom") == "plain"
-
-
-_SIDE = frozenset({"database.sql", "globals.sql"})
-
-
-def _text(source: Source, name: str) -> bytes:
-    with contextlib.closing(source.open(name)) as stream:
-        return b"".join(stream)
-
-
-def _read_toc(source: Source, name: str) -> Toc:
-    with contextlib.closing(source.open(name)) as stream:
-        try:
-            return read_toc(stream)
-        except DumpError as error:
-            raise IntegrityError(f"the artifact {name} of backup {source.id} cannot be restored: {error}") from None
-
-
-def _select(toc: Toc | None, request: RestoreRequest, run: Run) -> Selection | None:
-    if not (request.tables or request.schemas or request.sections):
-        if toc is None and not request.owners:
-            raise Unsupported(
-                "a plain dump sets owners and privileges in its text, which cannot be left out; create the roles, "
-                "or restore a backup in "
-                'custom format (format = "custom").'
-            )
-        return None
-    if toc is None:
-        raise Unsupported(
-            'a plain dump can only be restored whole; restore it under another name, and back up with format = "custom" to be '
-            "able to choose tables, schemas or sections."
-        )
-    selection = select(toc, request.tables, request.schemas, request.sections)
-    if selection.also:
-        run.log.info("restored too, because what was chosen needs it: %s", ", ".join(selection.also))
-    for sentence in selection.left_out:
-        run.log.warning("%s", sentence)
-    return selection
-
-
-# --- the server ------------------------------------------------------------------------------------------------------
-
-
-def _refuse_server(facts: Facts, server: Survey, target: Target) -> None:
-    where = target.describe()
-    if server.standby:
-        raise RestoreError(f"{where} is a standby, which cannot be written to; give the URL of its primary.")
-    if server.pooled:
-        raise RestoreError(
-            f"{where} is reached through a connection pooler, which cannot be restored through; give the URL of the "
-            f"server itself."
-        )
-    backup = int(facts.get("server", {}).get("version_num", 0)) // 10000
-    if server.major < backup:
-        raise RestoreError(
-            f"the backup is of PostgreSQL {backup} and the server of {where} is {server.version}, which may not "
-            f"understand "
-            f"it; restore into a server of version {backup} or newer."
-        )
-
-
-def _choose_clients(dumper: PgDump, facts: Facts, toc: Toc | None, server: Survey) -> Clients:
-    """Return the programs that read this backup and suit the server best.
-
-    pg_restore reads archives of its own version and older ones; it works with newer servers, and (but for one setting, see
-    ``feed``) with older ones.
-    """
-    needed = int(facts.get("client", {}).get("major", 0)) or (_leading(toc.dump_version) if toc is not None else server.major)
-    program = "psql" if toc is None else "pg_restore"
-    need = ["psql"] if toc is None else ["pg_restore", "psql"]
-    method = "none" if toc is None else toc.compression
-    found = [clients for clients in installed(need, dumper.bindir) if clients.major >= needed]
-    able = [clients for clients in found if _reads(clients, method)]
-    if not found:
-        find_clients(needed, need=need, bindir=dumper.bindir)  # says what is there and what to install
-        raise RestoreError(f"no {program} of version {needed} or newer was found; install it.")
-    if not able:
-        raise RestoreError(
-            f"the backup is compressed with {method}, and no {program} here can read that ({found[0]}); install "
-            f"another build of "
-            f"PostgreSQL's client {needed} or newer."
-        )
-    return min(able, key=lambda clients: (clients.major < server.major, abs(clients.major - server.major)))
-
-
-def _reads(clients: Clients, method: str) -> bool:
-    return clients.supports_compression(method)
-
-
-def _leading(version: str) -> int:
-    match = re.match(r"\d+", version)
-    return int(match[0]) if match else 0
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ _TOKEN = re.compile(
     r"""
       (?P<comment> --[^\n]* | /\*.*?\*/ )
     | (?P<quoted> [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$ )
+    | (?P<open> [eE]?' | " )
     | (?P<meta> ^\\[^\n]* )
     | (?P<end> ; )
     | (?P<blank> \s+ )
@@ -29,8 +30,10 @@ _TOKEN = re.compile(
 
 
 def tokens(text: str) -> Iterator[tuple[str, str]]:
-    """Yield kind (``quoted``, ``blank``, ``word``, ``end``, ``comment``, ``meta``) and text of everything, without "
-    "a gap."""
+    """Yield kind and text of everything, without a gap.
+
+    The kinds: ``quoted``, ``blank``, ``word``, ``end``, ``comment``, ``meta``, and ``open`` for a quote that is not closed.
+    """
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup
         assert kind is not None
@@ -46,7 +49,7 @@ def split_statements(text: str) -> list[str]:
     found: list[str] = []
     pieces: list[str] = []
     for kind, piece in tokens(text):
-        if kind == "word" and piece in "'\"":
+        if kind == "open":
             raise ValueError("the script has a quote that is not closed")
         if kind == "end":
             found.append("".join(pieces).strip())

@@ -38,8 +38,7 @@ def enter(target: Target, application_name: str) -> Connection:
 
 
 class Admin:
-    """A connection from which databases are made, renamed and dropped; it comes back when the network has dropped "
-    "it."""
+    """A connection from which databases are made, renamed and dropped; it is opened anew when the network lost it."""
 
     def __init__(self, target: Target, application_name: str) -> None:
         self.target = target
