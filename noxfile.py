@@ -93,7 +93,8 @@ def tests(session: nox.Session) -> None:
         pytest(session, *session.posargs)
         return
     folders = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
-    pytest(session, *folders, *examples(), *session.posargs)
+    # Two at a time, a file's tests together: they share a server. "-- -n 0" runs them one after the other.
+    pytest(session, *folders, *examples(), "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session

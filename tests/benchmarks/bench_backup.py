@@ -259,8 +259,9 @@ def compare(commands: Mapping[str, list[str]], rounds: int, environment: Mapping
     for upper, lower, limit in RATIOS:
         if upper in middle and lower in middle:
             ratio = ratios[f"{upper}/{lower}"] = middle[upper] / middle[lower]
+            least = min(run.wall for run in runs[upper]) / min(run.wall for run in runs[lower])
             wanted = "" if limit is None else f"   (wanted: {'>=' if upper == 'd' else '<='} {limit:g})"
-            print(f"{upper + '/' + lower:>6} {ratio:6.3f}{wanted}")
+            print(f"{upper + '/' + lower:>6} {ratio:6.3f}   of the least {least:6.3f}{wanted}")
     return {"runs": {key: [attrs.asdict(run) for run in found] for key, found in runs.items()}, "ratios": ratios}
 
 
