@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgsnap import DumpError, RestoreError, Run
@@ -14,6 +14,7 @@ from pgsnap_postgres.server import Server
 from pgsnap_postgres.url import parse_url
 
 
+@settings(deadline=None)
 @given(pipeline=st.text(max_size=80), id=st.text(max_size=80))
 def test_names_fit_into_the_server_and_tell_runs_apart(pipeline: str, id: str) -> None:
     """PostgreSQL cuts an application_name after 63 bytes and replaces what is not ASCII."""
@@ -24,6 +25,7 @@ def test_names_fit_into_the_server_and_tell_runs_apart(pipeline: str, id: str) -
     assert 4 == len({first.holder, first.dump, second.holder, second.dump})
 
 
+@settings(deadline=None)
 @given(password=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=4, max_size=30))
 def test_a_password_that_a_library_repeats_is_masked(password: str) -> None:
     target = parse_url(f"postgres://u:{quote(password, safe='')}@h/db", {})

@@ -7,7 +7,7 @@ import traceback
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgsnap import ConfigError, Secret
@@ -16,6 +16,7 @@ from pgsnap_postgres.url import parse_url
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(user=TEXT, password=TEXT, dbname=TEXT)
 def test_encoded_parts_come_back_whole(user: str, password: str, dbname: str) -> None:
     """Whatever a user, a password or a database is called, its percent-encoded form is understood."""
@@ -29,6 +30,7 @@ def test_encoded_parts_come_back_whole(user: str, password: str, dbname: str) ->
 CANARY = "S3cr3tCanary"
 
 
+@settings(deadline=None)
 @given(
     before=st.text("ab:/@?#[]%& '\"\t=+,\\", max_size=6),
     within=st.text(":/@?#[]%& '\"=+,;\\\n\x00é", max_size=4),
