@@ -99,6 +99,11 @@ class Child:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
+    def last_words(self) -> str:
+        """Return the end of its stderr, complete as far as it closed that when it ended."""
+        self._drain.join(DRAIN_SECONDS)
+        return self.stderr
+
     def failure(self, error: type[ProcessError], note: str = "") -> ProcessError:
         """Make the error that tells how it ended; ``note`` is a sentence that follows."""
         self._drain.join(DRAIN_SECONDS)
@@ -240,8 +245,12 @@ def read_process(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     error: type[ProcessError] = ProcessError,
+    said: Callable[[str], object] | None = None,
 ) -> Stream:
     """Yield what a child writes to stdout, in chunks of at most 1 MiB; the child starts at the first ``next()``.
+
+    Args:
+        said: Called with the end of its stderr (at most 8 KiB) if it succeeded and wrote something there, such as a warning.
 
     Raises:
         error: It exited with anything but 0, after all of its output was yielded.
@@ -254,6 +263,8 @@ def read_process(
             yield chunk
         if child.process.wait():
             raise child.failure(error)
+        if said is not None and (text := child.last_words()):
+            said(text)
     finally:
         child.release()
 

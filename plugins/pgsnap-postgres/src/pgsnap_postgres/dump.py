@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run
+from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run, escape_name
 from pgsnap.process import read_process, watch
 from pgsnap.streams import Stream
-from pgsnap.types import escape_name
 from pgsnap_postgres.archive import Toc, check_archive
 from pgsnap_postgres.clients import Clients, find_clients
 from pgsnap_postgres.connect import Names, in_a_sentence
@@ -203,7 +202,14 @@ class _Attempt:
     def _read(self, argv: list[str]) -> Stream:
         """Run a client; whatever ends its stream early, its session on the server is ended too."""
         taking, service = self._taking, self._taking.service
-        source = read_process(argv, start=taking.run.spawn, env=service.env, pass_fds=service.pass_fds, error=DumpError)
+        source = read_process(
+            argv,
+            start=taking.run.spawn,
+            env=service.env,
+            pass_fds=service.pass_fds,
+            error=DumpError,
+            said=lambda text: taking.run.log.warning("%s", text),
+        )
         whole = False
         try:
             yield from source
