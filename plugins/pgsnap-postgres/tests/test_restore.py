@@ -339,6 +339,20 @@ def test_a_selection_with_jobs(shop: Files, server17: Server) -> None:
     assert [(1500,)] == query(server17, "copy", "SELECT count(*) FROM customers")
 
 
+def test_what_the_dumper_takes_is_restored(
+    server17: Server, server18: Server, make_shop: MakeDatabase, lines: Callable[[], str]
+) -> None:
+    """PgDump.dump and PgDump.restore agree on names and facts, compressed archive and all."""
+    url = make_shop(server17)
+    run = Run("shop", ID)
+    with PgDump(url=Secret(url)).dump(run) as dump:
+        contents = {artifact.name: b"".join(artifact.open()) for artifact in dump.artifacts}
+    restore(Files(contents, dump.facts), server17.database_url("copy"))
+    assert text_of(server17, database_name(url), server18) == text_of(server17, "copy", server18)
+    restore(Files(contents, dump.facts), server18.database_url("copy"))
+    assert text_of(server17, database_name(url), server18, "-aOx") == text_of(server18, "copy", server18, "-aOx")
+
+
 # --- what is in the way ----------------------------------------------------------------------------------------------
 
 
@@ -517,6 +531,37 @@ def test_an_abort_leaves_nothing(small: Files, server17: Server) -> None:
     assert before == state(server17)
 
 
+def terminating(server: Server, name: str) -> Callable[[Stream], Stream]:
+    """End the sessions of this name in mid-stream, as a failing server or network does."""
+
+    def fault(stream: Stream) -> Stream:
+        for count, chunk in enumerate(stream):
+            if count == 8:
+                found = f"FROM pg_stat_activity WHERE application_name = '{name}'"
+                until = time.monotonic() + 10
+                while not query(server, "postgres", f"SELECT {found}") and time.monotonic() < until:
+                    time.sleep(0.01)  # pg_restore connects when it has read the table of contents
+                assert [(True,)] == query(server, "postgres", f"SELECT pg_terminate_backend(pid, 5000) {found}")
+            yield chunk
+
+    return fault
+
+
+def test_a_lost_connection_to_the_side_does_no_harm(small: Files, server17: Server) -> None:
+    """The one from which databases are renamed is idle for hours: it is opened again."""
+    source = attrs.evolve(small, chunk=2000).failing(terminating(server17, f"pgsnap {ID}"))
+    restore(source, server17.database_url("new"))
+    assert [(3000,)] == query(server17, "new", "SELECT count(*) FROM a")
+
+
+def test_a_lost_connection_of_pg_restore_leaves_nothing(small: Files, server17: Server) -> None:
+    before = state(server17)
+    source = attrs.evolve(small, chunk=2000).failing(terminating(server17, f"pgsnap restore {ID}"))
+    with pytest.raises(RestoreError, match="pg_restore failed with exit status 1"):
+        restore(source, server17.database_url("new"))
+    assert before == state(server17)
+
+
 @pytest.mark.parametrize("format", ["custom", "plain"])
 def test_one_statement_that_fails_leaves_nothing(server17: Server, server18: Server, make_db: MakeDatabase, format: str) -> None:
     """A check that looks at the database's name holds in the source and not in the copy."""
@@ -595,6 +640,25 @@ def test_two_restores_of_a_backup_to_one_name_exclude_each_other(small: Files, s
     assert [(3000,)] == query(server17, "new", "SELECT count(*) FROM a")
 
 
+def test_a_leftover_that_somebody_uses_is_left_alone(small: Files, server17: Server, make_db: MakeDatabase) -> None:
+    url = make_db(server17, f"new_pgsnap_{ID}")
+    before = state(server17)
+    said = rf"'new_pgsnap_{ID}', which .* has left, is in use by postgres with curious"
+    with psycopg.connect(url, application_name="curious"), pytest.raises(RestoreError, match=said):
+        restore(small, server17.database_url("new"))
+    assert before == state(server17)
+
+
+def test_the_database_postgres_can_be_the_target(small: Files, bare: Server) -> None:
+    """Many have nothing else; it is renamed and dropped from template1."""
+    restore(small, bare.database_url("postgres"))
+    assert [(3000,)] == query(bare, "postgres", "SELECT count(*) FROM a")
+    assert ["postgres", "template0", "template1"] == _names(bare)
+    with pytest.raises(RestoreError, match="not empty: it has 2 tables"):
+        restore(small, bare.database_url("postgres"))
+    query(bare, "postgres", "DROP TABLE a, b")
+
+
 # --- an empty database and no right to make one ----------------------------------------------------------------------
 
 
@@ -623,8 +687,9 @@ def test_a_tenant_fills_the_database_it_has(
 
 def test_a_tenant_fills_its_database_from_a_plain_dump(small_plain: Files, server17: Server, hosted: str) -> None:
     """pg_dump's plain text gives everything to its owner, so the tenant must be a member of that role."""
-    with pytest.raises(RestoreError, match="the role 'tenant' cannot give objects to postgres"):
+    with pytest.raises(RestoreError, match=r'must be able to SET ROLE "postgres"; restore as a role that may do this'):
         restore(small_plain, hosted)
+    assert is_empty(server17, "hosted")
     query(server17, "postgres", "GRANT postgres TO tenant")
     restore(small_plain, hosted)
     assert [(3000,)] == query(server17, "hosted", "SELECT count(*) FROM a")
@@ -673,6 +738,27 @@ def test_a_tenant_without_a_database_is_told_what_to_ask_for(small: Files, serve
     url = hosted.replace("/hosted", "/other")
     with pytest.raises(RestoreError, match="no database 'other', and the role 'tenant' may not create one; give it CREATEDB"):
         restore(small, url)
+
+
+def test_a_tenant_cannot_replace_what_is_not_empty(small: Files, server17: Server, hosted: str) -> None:
+    query(server17, "hosted", "CREATE TABLE precious ()")
+    before = state(server17)
+    with pytest.raises(RestoreError, match=r"cannot be replaced: the role 'tenant' may not create databases; restore under"):
+        restore(small, hosted, owners=False, force=True)
+    assert before == state(server17)
+
+
+def test_a_database_of_somebody_else_is_filled_in_place_at_most(small: Files, server17: Server, hosted: str) -> None:
+    """With CREATEDB, but not its owner: it cannot be renamed, so it is filled if that is allowed, and stays as it is if not."""
+    query(server17, "postgres", "ALTER ROLE tenant CREATEDB; ALTER DATABASE hosted OWNER TO postgres")
+    before = state(server17)
+    with pytest.raises(RestoreError, match=r"permission denied for schema public"):
+        restore(small, hosted, owners=False)
+    assert before == state(server17)
+    query(server17, "hosted", "GRANT CREATE ON SCHEMA public TO tenant")
+    restore(small, hosted, owners=False)
+    assert [(3000,)] == query(server17, "hosted", "SELECT count(*) FROM a")
+    query(server17, "postgres", "ALTER DATABASE hosted OWNER TO tenant")
 
 
 def test_a_role_with_createdb_makes_its_own(

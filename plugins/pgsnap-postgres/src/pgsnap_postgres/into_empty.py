@@ -67,16 +67,14 @@ def _refuse(place: InPlace) -> None:
     remedy = f"use a role with CREATEDB that owns {name!r}, or a superuser."
     if content.toc is None and content.large_objects:
         raise Unsupported(
-            f"{place.reason}, and a plain dump with large objects commits in the middle, so that it cannot be "
-            f"restored into "
+            f"{place.reason}, and a plain dump with large objects commits in the middle, so that it cannot be restored into "
             f"{name!r} in one transaction; {remedy}"
         )
     needed, limit = content.objects + content.large_objects, place.server.lock_slots // 2
     if needed > limit:
         raise Unsupported(
             f"{place.reason}, and one transaction for {needed} objects needs more locks than the server has "
-            f"(max_locks_per_transaction x "
-            f"max_connections / 2 = {limit}); raise max_locks_per_transaction, or {remedy}"
+            f"(max_locks_per_transaction x max_connections / 2 = {limit}); raise max_locks_per_transaction, or {remedy}"
         )
 
 
@@ -112,8 +110,8 @@ def _finish(place: InPlace) -> None:
                     )
             elif place.properties.statements:
                 refused = [
-                    f"{place.target.dbname!r} belongs to {place.existing.owner!r}: its settings, privileges and "
-                    f"comment stay as they are"
+                    f"{place.target.dbname!r} belongs to {place.existing.owner!r}: its settings, privileges and comment "
+                    "stay as they are"
                 ]
             connection.execute("ANALYZE")
     except (psycopg.Error, PgsnapError) as error:

@@ -96,9 +96,9 @@ def restore_into_new(swap: Swap) -> None:
         _clear_leftovers(swap)
         _refuse_sessions(swap)
         swap.run.check()
-        _create(swap)
         whole = False
         try:
+            _create(swap)
             swap.admin.connection.execute(f"REVOKE ALL ON DATABASE {quote(swap.temporary)} FROM PUBLIC".encode())
             _give_to_owner(swap)
             fill(swap.content, swap.target.with_dbname(swap.temporary), swap.server.major, swap.run, atomic=False)
@@ -136,8 +136,7 @@ def _clear_leftovers(swap: Swap) -> None:
     for left in leftovers(connection, swap.name):
         if left != swap.temporary:
             swap.run.log.warning(
-                "the database %r is what a restore that was killed has left, or one that is running; if none is, "
-                "drop it "
+                "the database %r is what a restore that was killed has left, or one that is running; if none is, drop it "
                 "with: DROP DATABASE %s",
                 left,
                 quote(left),
@@ -148,8 +147,7 @@ def _clear_leftovers(swap: Swap) -> None:
         if strangers:
             raise RestoreError(
                 f"the database {left!r}, which an earlier restore of this backup has left, is in use by "
-                f"{_listed(strangers)}; end "
-                "these sessions and try again."
+                f"{_listed(strangers)}; end these sessions and try again."
             )
         swap.run.log.info("dropping %r, which an earlier restore of this backup has left", left)
         _drop(swap)
@@ -174,9 +172,8 @@ def _pause(run: Run) -> None:
 def _in_use(name: str, users: list[tuple[str, str]]) -> str:
     who = _listed([text for _, text in users]) if users else "sessions that this role cannot see"
     return (
-        f"the database {name!r} cannot be renamed because it is in use by {who}; stop what is connected to it, or "
-        f"restore under "
-        "another name."
+        f"the database {name!r} cannot be renamed because it is in use by {who}; stop what is connected to it, or restore "
+        "under another name."
     )
 
 

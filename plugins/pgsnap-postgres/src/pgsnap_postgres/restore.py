@@ -101,8 +101,7 @@ def _check_request(target: Target, request: RestoreRequest) -> None:
     if request.sections and "pre-data" not in request.sections:
         raise Unsupported(
             f"sections = {', '.join(request.sections)} cannot be restored without 'pre-data': a restore makes a new "
-            f"database, "
-            "in which the tables must be made first."
+            "database, in which the tables must be made first."
         )
 
 
@@ -175,16 +174,15 @@ class _Plan:
         if self.existing is None:
             if not server.createdb:
                 raise RestoreError(
-                    f"there is no database {name!r}, and the role {server.role!r} may not create one; give it "
-                    f"CREATEDB, or create an "
-                    f"empty database {name!r} that belongs to it."
+                    f"there is no database {name!r}, and the role {server.role!r} may not create one; give it CREATEDB, or "
+                    f"create an empty database {name!r} that belongs to it."
                 )
             return
         if self.contents is not None and not self.contents.empty and not self.request.force:
             raise RestoreError(
-                f"the database {name!r} is not empty: it has {self.contents}; restore under another name, or with "
-                f"force (--force) to "
-                "have the new database take its place (the present one is then kept under another name)."
+                f"the database {name!r} is not empty: it has {self.contents}; restore under another name, or with force "
+                f"(the command's --replace {name!r}) to have the new database take its place; the present one is then kept "
+                "under another name."
             )
         replaced = self.contents is None or not self.contents.empty
         if replaced and (why := self.cannot_rename):
@@ -211,9 +209,8 @@ class _Plan:
         missing = sorted(name for name in needed if name not in self.server.extensions)
         if missing:
             raise RestoreError(
-                f"the target's server ({self.server.version}) lacks extensions that the backup needs: "
-                f"{', '.join(missing)}; install "
-                "them there (CREATE EXTENSION is not needed) and try again."
+                f"the target's server ({self.server.version}) lacks extensions that the backup needs: {', '.join(missing)}; "
+                "install them there (CREATE EXTENSION is not needed) and try again."
             )
         for name, version in needed.items():
             if version and version not in self.server.extensions[name]:
@@ -239,10 +236,12 @@ class _Plan:
                 why = f" (the role {self.server.role!r} may not create roles)"
             remedy = ", or leave owners and privileges out (owners = false, --no-owner)" if self.request.owners else ""
             raise RestoreError(
-                f"the backup's objects belong to roles, or are granted to roles, that the server lacks: {_listed(missing)}"
-                f"{why}; create them{remedy}."
+                "the backup's objects belong to roles, or are granted to roles, that the server lacks: "
+                f"{_listed(missing)}{why}; create them{remedy}."
             )
-        foreign = sorted(role for role in owners if not self.server.roles.get(role, True))
+        if self.toc is None:
+            return  # the facts of a plain dump do not tell owners from those who were granted something
+        foreign = sorted(role for role in owners if not self.server.roles.get(role, True) and not role.startswith("pg_"))
         if foreign:
             raise RestoreError(
                 f"the role {self.server.role!r} cannot give objects to {_listed(foreign)}, because it is no member of it; "
