@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgsnap import ConfigError, RestoreError, RestoreRequest, Run, Source, Unsupported
-from pgsnap.types import format_duration, format_size
+from pgsnap import ConfigError, RestoreError, RestoreRequest, Run, Source, Unsupported, format_duration, format_size
 from pgsnap_postgres.archive import Toc, TocEntry
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.connect import scrubbed
