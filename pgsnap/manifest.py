@@ -153,7 +153,9 @@ class Manifest:
             raise ManifestError(f"{where} is not valid JSON; use another store's copy of this backup.") from None
         number = document.get("format") if isinstance(document, dict) else None
         if not isinstance(number, int) or number < 1:
-            raise ManifestError(f"{where} is not a manifest of pgsnap: it names no format.")
+            raise ManifestError(
+                f"{where} is not a manifest of pgsnap: it names no format; use another store's copy of this backup."
+            )
         if number > FORMAT:
             raise ManifestError(
                 f"{where} is of format {number} and this pgsnap knows format {FORMAT}; install a newer pgsnap, "

@@ -206,13 +206,14 @@ class Registry:
         package = FIRST_PARTY.get(name)
         for plugin in self._plugins:
             if package == plugin.distribution and (plugin.error or plugin.disabled):
-                why = plugin.error or "it is disabled by PGSNAP_DISABLE_PLUGINS"
+                why = plugin.error or "it is disabled; take it out of PGSNAP_DISABLE_PLUGINS"
                 raise PluginError(f"the {kind} {name!r} of {package} cannot be used: {why}.")
         if package is not None:
             raise PluginError(f"the {kind} {name!r} is not installed; run: pip install ./plugins/{package}")
         known = self.names(kind)
         close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"installed are: {', '.join(known) or 'none'}."
+        hint = f"installed are: {', '.join(known) or 'none'}; correct the name or install its plugin."
+        hint = f"did you mean {close[0]!r}?" if close else hint
         broken = "; ".join(f"{p.distribution}: {p.error}" for p in self._plugins if p.error)
         raise PluginError(f"there is no {kind} {name!r}; {hint}{' Broken plugins: ' + broken if broken else ''}")
 

@@ -193,11 +193,17 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PG", "AWS_", "SMTP_", "GCS_")) and name != "DATABASE_URL" or name == "PGSNAP_PG_BIN"
+        if (not name.startswith(("PG", "AWS_", "SMTP_", "GCS_")) and name != "DATABASE_URL") or name == "PGSNAP_PG_BIN"
     }
 
 
+@pytest.fixture(scope="session")
+def make_desk() -> Callable[[Path], Desk]:
+    """Make a desk of a folder; tests give DATABASE_URL themselves."""
+    return lambda folder: Desk(folder, clean_environment() | {"HOME": str(folder)})
+
+
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    """A folder without a database; tests give DATABASE_URL themselves."""
-    return Desk(tmp_path, clean_environment() | {"HOME": str(tmp_path)})
+def desk(tmp_path: Path, make_desk: Callable[[Path], Desk]) -> Desk:
+    """A folder of its own, without a database."""
+    return make_desk(tmp_path)

@@ -485,7 +485,8 @@ def test_says_what_is_wrong_with_an_option(problems: Callable[..., list[str]], o
         ),
         (
             GOOD.replace("/backups", "s4x://u:hunter22-canary@b"),
-            "pgsnap.toml: pipeline.shop.store[0]: s4x://b: neither a plugin nor fsspec knows the scheme 's4x'.",
+            "pgsnap.toml: pipeline.shop.store[0]: s4x://b: neither a plugin nor fsspec knows the scheme 's4x'. "
+            "Correct it, or install the plugin that serves it.",
         ),
         (
             GOOD.replace("/backups", "memry://b"),
@@ -523,7 +524,8 @@ def test_tells_everything_at_once(problems: Callable[..., list[str]]) -> None:
         f"{WHERE}'small' must be <= 9: 10",
         "pgsnap.toml: pipeline.two: option 'timeout' wants seconds, or a duration such as \"2h\", got text 'never'.",
         "pgsnap.toml: pipeline.two.dump (toy): option 'url' is missing; it wants text.",
-        "pgsnap.toml: pipeline.two.store[0]: nope://x: neither a plugin nor fsspec knows the scheme 'nope'.",
+        "pgsnap.toml: pipeline.two.store[0]: nope://x: neither a plugin nor fsspec knows the scheme 'nope'. "
+        "Correct it, or install the plugin that serves it.",
     ] == problems(text)
 
 
@@ -656,7 +658,8 @@ def test_a_backup_needs_every_reference(problems: Callable[..., list[str]]) -> N
         "pgsnap.toml: pipeline.shop.dump (toy): option 'url' needs the environment variable DATABASE_URL, which is not set; "
         "set it.",
         "pgsnap.toml: pipeline.shop.dump (toy): option 'port' needs the environment variable PORT, which is not set; set it.",
-        "pgsnap.toml: pipeline.shop.notify[0] (missing): there is no notify 'missing'; installed are: bell.",
+        "pgsnap.toml: pipeline.shop.notify[0] (missing): there is no notify 'missing'; installed are: bell; "
+        "correct the name or install its plugin.",
     ] == problems(FULL)
 
 

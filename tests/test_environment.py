@@ -308,7 +308,7 @@ def test_a_variable_whose_plugin_is_missing_is_an_error(tmp_path: Path) -> None:
     environ = {"DATABASE_URL": URL, "SLACK_WEBHOOK_URL": "https://canary"}
     assert [
         "environment: pipeline.shop.notify[0] (slack): SLACK_WEBHOOK_URL is set, but there is no notify 'slack'; installed are: "
-        "none."
+        "none; correct the name or install its plugin."
     ] == problems_of(environ, bare, tmp_path)
     assert [
         "environment: pipeline.shop.dump (pg_dump): DATABASE_URL is set, but the dump 'pg_dump' is not installed; run: pip "

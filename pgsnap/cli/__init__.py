@@ -70,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
-        error.show(sys.stderr)
-        code = 2
+        code = session.misused(error)
     except Stopped as stop:
         session.error(f"stopped by {stop}: what was not committed has been removed.")
         code = 1

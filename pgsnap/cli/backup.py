@@ -25,8 +25,7 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
 
     pipelines = session.pipelines(names)
     for note in session.load().notes:
-        if not session.quiet:
-            session.line(f"{note.subject}: {note.text}", "dim")
+        session.line(f"{note.subject}: {note.text}", "dim")
     codes: list[int] = []
     documents: list[object] = []
     for pipeline in pipelines:
@@ -53,8 +52,11 @@ def _tell(session: Session, report: object) -> None:
     for note in report.notes:
         session.line(f"note: {note}", "yellow")
     for text in report.notify_errors:
-        session.line(f"warning: {text}", "yellow")
-    session.line(report.text, "green" if report.exit_code == 0 else "yellow")
+        session.line(f"warning: {text}", "yellow", "warning")
+    if report.exit_code == 0:
+        session.line(report.text, "green")
+    else:
+        session.line(report.text, "yellow", "warning")
 
 
 def _document(report: object, error: PgsnapError | None, session: Session) -> object:
@@ -94,14 +96,19 @@ def copy(session: Session, names: Sequence[str], to: str | None, ids: Sequence[s
     codes: list[int] = []
     reports = []
     for pipeline in session.pipelines(names, roles={"store", "transform"}):
-        with session.progress() as progress:
-            report = pipeline.copy(to=to, backups=ids, progress=progress)
+        try:
+            with session.progress() as progress:
+                report = pipeline.copy(to=to, backups=ids, progress=progress)
+        except PgsnapError as error:
+            codes.append(session.failed(error))
+            reports.append({"pipeline": pipeline.name, "error": session.redact(str(error))})
+            continue
         codes.append(report.exit_code)
         reports.append(attrs.asdict(report))
         for label, copied in report.copied.items():
             session.line(f"{pipeline.name}: {label}: {', '.join(copied) + ' copied' if copied else 'nothing was missing'}.")
-        for error in report.errors:
-            session.error(error)
+        for text in report.errors:
+            session.error(text)
     if as_json:
         print_json(reports)
     return worst(codes)

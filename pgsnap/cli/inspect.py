@@ -13,6 +13,7 @@ from pgsnap.errors import ConfigError, NotFound, PgsnapError
 if TYPE_CHECKING:
     from pgsnap.catalog import Backup, Catalog
     from pgsnap.pipeline import Pipeline
+    from pgsnap.reports import VerifyReport
 
 __all__ = ["list_backups", "show", "verify"]
 
@@ -30,9 +31,13 @@ def list_backups(session: Session, names: Sequence[str], as_json: bool) -> int:
     codes = [0]
     documents = []
     for pipeline in session.pipelines(names, READERS):
-        catalog = pipeline.backups()
-        for error in catalog.failures.values():
-            session.error(str(error))
+        try:
+            catalog = pipeline.backups()
+        except PgsnapError as error:
+            codes.append(session.failed(error))
+            continue
+        for failure in catalog.failures.values():
+            session.error(str(failure))
             codes.append(3)
         if as_json:
             documents += [_document(pipeline, backup) for backup in catalog.backups]
@@ -157,15 +162,21 @@ def verify(
 
     use_identity(identity)
     codes: list[int] = []
-    documents = []
+    documents: list[dict[str, object]] = []
     for pipeline in session.pipelines(names, READERS):
-        ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
+        try:
+            ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
+        except PgsnapError as error:
+            codes.append(session.failed(error))
+            documents.append({"pipeline": pipeline.name, "id": None, "ok": False, "error": session.redact(str(error))})
+            continue
         for id in ids:
             try:
                 with session.progress() as progress:
                     report = pipeline.verify(id, decode=decode, progress=progress)
             except PgsnapError as error:
                 codes.append(session.failed(error))
+                documents.append({"pipeline": pipeline.name, "id": id, "ok": False, "error": session.redact(str(error))})
                 continue
             codes.append(report.exit_code)
             documents.append(
@@ -174,6 +185,7 @@ def verify(
                     "id": report.id,
                     "ok": report.ok,
                     "decoded": decode,
+                    "size": report.size,
                     "problems": dict(report.problems),
                 }
             )
@@ -182,7 +194,18 @@ def verify(
                     session.error(problem)
                 if not problems:
                     session.line(f"{pipeline.name}: {report.id} is whole in {label}", "green")
+            if not report.ok:
+                session.line(_after_damage(pipeline, report), "bold", "warning")
             session.line(f"{format_size(report.size)} were read{' and decoded' if decode else ''}.", "dim")
     if as_json:
         print_json(documents)
     return worst(codes)
+
+
+def _after_damage(pipeline: Pipeline, report: VerifyReport) -> str:
+    """Say what to do about a backup that is not whole everywhere."""
+    whole = [label for label, problems in report.problems.items() if not problems]
+    if whole:
+        folder = f"{pipeline.name}/{report.id}"
+        return f"{whole[0]} has it whole: remove {folder} where it is damaged, then run: pgsnap copy {pipeline.name}"
+    return f"No store has it whole: run 'pgsnap backup {pipeline.name}' now, and 'pgsnap verify --all' to see which others are."

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from pgsnap.cli.session import Session, pass_session
-from pgsnap.errors import ConfigError
+from pgsnap.errors import ConfigError, IntegrityError
 
 __all__ = ["restore", "use_identity"]
 
@@ -26,11 +26,11 @@ def use_identity(path: str | None) -> None:
 
 def _target(to: str | None, to_env: str | None) -> str:
     if (to is None) == (to_env is None):
-        raise ConfigError("say where to restore: --to URL, or --to-env NAME of a variable that holds the URL.")
+        raise ConfigError("say where to restore by one of these: --to URL, or --to-env NAME of a variable that holds the URL.")
     if to_env is not None:
         value = os.environ.get(to_env, "")
         if not value:
-            raise ConfigError(f"--to-env {to_env}: the variable is not set.")
+            raise ConfigError(f"--to-env {to_env}: the variable is not set; put the URL of the database to restore into there.")
         return value
     assert to is not None
     try:
@@ -102,7 +102,9 @@ def restore(
     if replace is not None:
         database = unquote(urlsplit(target).path.lstrip("/"))
         if replace != database:
-            raise ConfigError(f"--replace {replace!r} is not the target's database {database!r}; nothing was changed.")
+            raise ConfigError(
+                f"--replace {replace!r} is not the target's database; type {database!r} if that is what you mean to replace."
+            )
     request = RestoreRequest(
         target=Secret(target),
         tables=tuple(tables),
@@ -115,7 +117,12 @@ def restore(
     )
     session.line(f"{pipeline.name}: restoring {which} into {pipeline.dump.describe(request)}", "bold")
     with session.progress() as progress:
-        report = restore_backup(pipeline, request, backup=which, progress=progress)
+        try:
+            report = restore_backup(pipeline, request, backup=which, progress=progress)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"{error} The target is as it was; 'pgsnap verify --all' shows which backups are whole, and --backup takes one."
+            ) from error
     seconds = (report.ended - report.started).total_seconds()
     session.line(f"{pipeline.name}: {report.id} was restored into {report.target} in {format_duration(seconds)}.", "green")
     return 0

@@ -118,8 +118,13 @@ class Session:
         """Return a text without the secrets of the configuration."""
         return self._redactor(text) if self._redactor else text
 
-    def line(self, text: str, style: str = "") -> None:
-        """Print a line on stderr, above a progress bar if there is one."""
+    def line(self, text: str, style: str = "", level: str = "info") -> None:
+        """Print a line on stderr, above a progress bar if there is one; of level ``info`` only where it is not to be quiet."""
+        if self.quiet and level == "info":
+            return
+        if self.json_log:
+            self.emit(level, text)
+            return
         text = self.redact(text)
         if self._console is None and not sys.stderr.isatty():
             click.echo(text, err=True)
@@ -128,10 +133,7 @@ class Session:
 
     def error(self, text: str) -> None:
         """Print an error on stderr."""
-        if self.json_log:
-            self.emit("error", text)
-        else:
-            self.line(f"error: {text}", "bold red")
+        self.line(text if self.json_log else f"error: {text}", "bold red", "error")
 
     def emit(self, level: str, text: str, **fields: object) -> None:
         """Print a JSON line on stderr."""
@@ -147,6 +149,13 @@ class Session:
                 self.error(problem)
         elif isinstance(error, PgsnapError):
             self.error(str(error))
+        elif isinstance(error, ImportError):
+            from pgsnap.config.wording import missing_package
+
+            self.error(missing_package(error))
+            if self.verbose:
+                self.traceback(error)
+            return 2
         else:
             self.error(
                 f"unexpected {type(error).__name__}: {error}. This is a fault in pgsnap or a plugin: run with -v and report it."
@@ -158,11 +167,21 @@ class Session:
             self.traceback(error)
         return error.exit_code
 
+    def misused(self, error: click.ClickException) -> int:
+        """Print what is wrong with the command line, in one sentence; return the exit code."""
+        context = getattr(error, "ctx", None)
+        text = error.format_message()
+        if not text or context is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show(sys.stderr)  # no arguments at all: the help
+        else:
+            self.error(f"{text[:1].lower()}{text[1:].rstrip('.')}; see '{context.command_path} --help'.")
+        return 2
+
     def traceback(self, error: Exception) -> None:
         """Print the traceback of an error, for a bug report."""
         import traceback
 
-        self.line("".join(traceback.format_exception(error)))
+        self.line("".join(traceback.format_exception(error)), level="error")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress | None]:
@@ -210,6 +229,6 @@ class _Lines(logging.Handler):
             time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
             prefix = "" if record.levelno < logging.WARNING else f"{level}: "
             style = "yellow" if record.levelno >= logging.WARNING else "dim" if record.levelno < logging.INFO else ""
-            self._session.line(f"{time} {prefix}{text}", style)
+            self._session.line(f"{time} {prefix}{text}", style, level)
         except Exception:
             self.handleError(record)

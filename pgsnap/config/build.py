@@ -307,7 +307,8 @@ def check_scheme(url: str) -> None:
         text = f"{label} needs a package that is not installed (fsspec says: {error}); {_install(scheme)}"
     except ValueError:
         known = [str(name) for name in fsspec.available_protocols()]
-        text = f"{label}: neither a plugin nor fsspec knows the scheme {scheme!r}.{suggest(scheme, known)}"
+        hint = suggest(scheme, known) or " Correct it, or install the plugin that serves it."
+        text = f"{label}: neither a plugin nor fsspec knows the scheme {scheme!r}.{hint}"
     raise ConfigError(text)
 
 

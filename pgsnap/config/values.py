@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from pgsnap.config.options import LISTS, Option, Type, base, is_anything, is_list, is_mapping, is_union, members, options_of
-from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, misfit, suggest, wanted
+from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, misfit, missing_package, suggest, wanted
 from pgsnap.errors import ConfigError
 from pgsnap.types import Secret, parse_duration, parse_size
 
@@ -254,6 +254,8 @@ def _try(class_: type[T], values: Mapping[str, Any]) -> tuple[T | None, tuple[st
         return None, error.problems
     except (ValueError, TypeError) as error:
         return None, (str(error.args[0] if error.args else error),)  # attrs' own validators put the value behind the text
+    except ImportError as error:
+        return None, (missing_package(error),)
     except Exception as error:  # a plugin's mistake; raised as it is, it would show the values in its traceback
         return None, (f"it cannot be made of these options: {type(error).__name__}: {error}",)
 

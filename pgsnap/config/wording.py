@@ -15,7 +15,7 @@ import attrs
 from pgsnap.config.options import LISTS, Type, base, holds_secret, is_anything, is_list, is_mapping, is_union, members
 from pgsnap.types import Secret
 
-__all__ = ["LeftOut", "Misfit", "Problem", "Text", "misfit", "suggest", "wanted"]
+__all__ = ["LeftOut", "Misfit", "Problem", "Text", "misfit", "missing_package", "suggest", "wanted"]
 
 
 @attrs.frozen
@@ -124,3 +124,22 @@ def misfit(type_: Type, value: object, unit: str = "") -> Misfit:
         return Misfit(Problem(f"wants {wanted(type_, unit)}; what {value.source} holds is not that."))
     hide = holds_secret(type_)
     return Misfit(Problem(f"wants {wanted(type_, unit)}, got {_got(value, hide)}.{_hint(type_, value, hide)}"))
+
+
+def missing_package(error: ImportError) -> str:
+    """Say which plugin lacks something that it needs, and how to install it: it is the one in whose code the import failed."""
+    from importlib.metadata import entry_points
+
+    from pgsnap.hookspecs import GROUP
+    from pgsnap.registry import FIRST_PARTY
+
+    owners = {point.module.partition(".")[0]: point.dist.name for point in entry_points(group=GROUP) if point.dist}
+    asking = "pgsnap"
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package != "pgsnap":
+            asking = owners.get(package, asking)
+        trace = trace.tb_next
+    where = "." if asking == "pgsnap" else f"./plugins/{asking}" if asking in FIRST_PARTY.values() else asking
+    return f"{asking} needs a package that cannot be imported ({error}); install it again with all it needs: pip install {where}"
