@@ -166,8 +166,8 @@ def load_manifest(stores: Iterable[Store], pipeline: str, backup_id: str) -> Man
             manifest = Manifest.from_bytes(data, where)
             if (manifest.id, manifest.pipeline) != (backup_id, pipeline):
                 raise ManifestError(
-                    f"{where} belongs to the backup {manifest.pipeline}/{manifest.id}; it was put here by hand: move it back to a "
-                    "folder of that name."
+                    f"{where} belongs to the backup {manifest.pipeline}/{manifest.id}; it was put here by hand: move it back to "
+                    "a folder of that name."
                 )
         except (StoreError, ManifestError) as error:
             failures.append(error)
