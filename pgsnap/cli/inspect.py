@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgsnap.cli.screen import paragraph, table
 from pgsnap.cli.session import Session, pass_session, print_json
 from pgsnap.errors import ConfigError, NotFound, PgsnapError
 
@@ -59,34 +60,34 @@ def _document(pipeline: Pipeline, backup: Backup) -> dict[str, object]:
 
 
 def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     from pgsnap.types import format_size
 
     out = session.out
+    out.print(pipeline.name, style="bold", markup=False)
     backups = catalog.backups
-    if not backups:
-        out.print(f"{pipeline.name}: no backup yet", markup=False)
-        return
-    table = Table(box=SIMPLE, title=pipeline.name, title_justify="left", title_style="bold")
-    table.add_column("backup", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    for store in pipeline.stores:
-        table.add_column(store.label, overflow="fold")
+    labels = [store.label for store in pipeline.stores]
+    wide = sum(len(label) + 2 for label in labels) > out.width - 36  # then they stand below, by number
+    rows: list[list[str | tuple[str, str]]] = []
     for backup in backups:
-        cells = []
-        for number in range(len(pipeline.stores)):
+        row: list[str | tuple[str, str]] = [backup.id, format_size(backup.size)]
+        for number in range(len(labels)):
             if number in catalog.failures:
-                cells.append("[yellow]?[/yellow]")
+                row.append(("?", "yellow"))
             else:
-                cells.append("[green]yes[/green]" if number in backup.stores else "[red]missing[/red]")
-        table.add_row(backup.id, format_size(backup.size), *cells)
-    out.print(table)
+                row.append(("yes", "green") if number in backup.stores else ("missing", "red"))
+        rows.append(row)
+    if rows:
+        table(out, ["backup", ">size", *(f"[{n}]" if wide else label for n, label in enumerate(labels, 1))], rows)
+    else:
+        out.print("  no backup yet")
     unfinished = {i.id for scan in catalog.scans.values() for i in scan.values() if not i.committed} - {b.id for b in backups}
     for id in sorted(unfinished):
         running = any(id in scan and scan[id].running for scan in catalog.scans.values())
-        out.print(f"  {id}: {'still running, or was killed' if running else 'unfinished'}; it does not count", style="dim")
+        state = "still running, or was killed" if running else "unfinished"
+        paragraph(out, f"{id}  {state}; it does not count", indent=2, hang=2, style="dim")
+    if rows and wide:
+        for number, label in enumerate(labels, 1):
+            paragraph(out, f"[{number}] {label}", indent=2, hang=4, style="dim")
 
 
 def _find(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
@@ -123,22 +124,23 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
         return 0
     out = session.out
     seconds = (manifest.ended - manifest.started).total_seconds()
-    out.print(f"[bold]{chosen.name}[/bold] {backup.id}")
-    out.print(f"  taken     {manifest.started:%Y-%m-%d %H:%M:%S} UTC in {format_duration(seconds)}, by pgsnap {manifest.pgsnap}")
-    out.print(f"  size      {format_size(manifest.size)} became {format_size(manifest.stored_size)}")
-    for number in backup.stores:
-        out.print(f"  in        {chosen.stores[number].label}/{chosen.name}/{backup.id}", markup=False)
-    for record in manifest.artifacts:
-        chain = " > ".join([record.name, *(stage.name for stage in record.stages)])
-        out.print(f"\n  {chain}", markup=False, style="bold")
-        out.print(f"    {format_size(record.size)}, sha256 {record.sha256}", markup=False)
-        for item in record.objects:
-            out.print(f"    {item.key}: {format_size(item.size)}, sha256 {item.sha256}", markup=False)
+    out.print(f"{chosen.name} {backup.id}", style="bold", markup=False)
+    lines = [("taken", f"{manifest.started:%Y-%m-%d %H:%M:%S} UTC in {format_duration(seconds)}, by pgsnap {manifest.pgsnap}")]
+    lines.append(("size", f"{format_size(manifest.size)} became {format_size(manifest.stored_size)}"))
+    lines += [("in", f"{chosen.stores[number].label}/{chosen.name}/{backup.id}") for number in backup.stores]
     facts = {key: value for key, value in manifest.facts.items() if key != "notes" and not isinstance(value, (dict, list))}
-    if facts:
-        out.print("\n  " + ", ".join(f"{key} {value}" for key, value in facts.items()), markup=False)
-    for note in manifest.facts.get("notes", ()):
-        out.print(f"  note: {note}", markup=False, style="yellow")
+    lines += [("facts", ", ".join(f"{key} {value}" for key, value in facts.items()))] if facts else []
+    lines += [("note", note) for note in manifest.facts.get("notes", ())]
+    for name, text in lines:
+        paragraph(out, f"{name:6}{text}", indent=2, hang=6)
+    for record in manifest.artifacts:
+        out.print()
+        chain = " > ".join([record.name, *(stage.name for stage in record.stages)])
+        paragraph(out, f"{chain}: {format_size(record.size)}", indent=2, hang=2, style="bold")
+        out.print(f"    sha256 {record.sha256}", soft_wrap=True)
+        for item in record.objects:
+            paragraph(out, f"{item.key}: {format_size(item.size)}", indent=2, hang=2)
+            out.print(f"    sha256 {item.sha256}", soft_wrap=True)
     return 0
 
 

@@ -104,15 +104,15 @@ class Session:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+            self._console = Console(stderr=True, highlight=False)
         return self._console
 
     @property
     def out(self) -> Console:
-        """Standard output for tables. Not on a terminal it is as wide as needed."""
+        """Standard output, for what people read."""
         from rich.console import Console
 
-        return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+        return Console(highlight=False)
 
     def redact(self, text: str) -> str:
         """Return a text without the secrets of the configuration."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pgsnap.cli.screen import paragraph, table
 from pgsnap.cli.session import Session, pass_session, print_json
 from pgsnap.errors import ConfigError, PluginError
 
@@ -61,6 +62,10 @@ def keygen(session: Session, transform: str, output: str) -> int:
 MARKS = {"ok": ("ok", "green"), "info": ("--", "dim"), "warning": ("!!", "yellow"), "error": ("NO", "bold red")}
 
 
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
@@ -83,8 +88,8 @@ def doctor(session: Session, names: Sequence[str], as_json: bool) -> int:
             session.out.print(heading, style="bold", markup=False)
             for finding in findings:
                 mark, style = MARKS[finding.level]
-                text = f"  {mark}  {finding.subject}: {finding.text}{' ' + finding.remedy if finding.remedy else ''}"
-                session.out.print(session.redact(text), style=style, markup=False)
+                text = f"{mark}  {finding.subject}: {_upper(finding.text)} {_upper(finding.remedy)}".rstrip()
+                paragraph(session.out, session.redact(text), indent=2, hang=4, style=style)
     if as_json:
         print_json(documents)
     return 1 if failed else 0
@@ -117,15 +122,16 @@ def plugins(session: Session, as_json: bool) -> int:
             }
         )
     else:
-        from rich.box import SIMPLE
-        from rich.table import Table
-
-        table = Table("distribution", "version", "offers", "state", box=SIMPLE)
+        rows: list[list[str | tuple[str, str]]] = []
         for plugin in registry.plugins:
-            state = "disabled" if plugin.disabled else plugin.error or "ok"
             offers = ", ".join(f"{item.kind} {item.name}" for item in plugin.components)
-            table.add_row(plugin.distribution, plugin.version, offers, state)
-        session.out.print(table)
+            state = ("disabled", "dim") if plugin.disabled else ("broken", "red") if plugin.error else ("ok", "green")
+            rows.append([plugin.distribution, plugin.version, state, offers])
+        table(session.out, ["distribution", "version", "state", "offers"], rows)
+        for plugin in registry.plugins:
+            if plugin.error:
+                paragraph(session.out, f"{plugin.distribution}: {plugin.error}", indent=2, hang=2, style="red")
         for name, owners in conflicts.items():
-            session.out.print(f"conflict: {name} is claimed by {' and '.join(owners)}", style="red", markup=False)
+            text = f"conflict: {name} is claimed by {' and '.join(owners)}; name one in PGSNAP_DISABLE_PLUGINS or remove it"
+            paragraph(session.out, text, indent=2, hang=2, style="red")
     return 1 if conflicts or any(plugin.error for plugin in registry.plugins) else 0

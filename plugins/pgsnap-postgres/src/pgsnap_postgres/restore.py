@@ -78,7 +78,7 @@ def restore(dumper: PgDump, source: Source, request: RestoreRequest, run: Run) -
         said = scrubbed(str(error), target)
         raise RestoreError(f"the server of {target.describe()} ended the restore: {said}; see its log.") from None
     took = format_duration(time.monotonic() - started)
-    run.log.info("restored backup %s into %s in %s", source.id, target.describe(), took)
+    run.log.debug("restored backup %s into %s in %s", source.id, target.describe(), took)
 
 
 def _carry_out(plan: _Plan) -> None:
