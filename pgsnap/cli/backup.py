@@ -39,7 +39,7 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
         else:
             codes.append(report.exit_code)
             _tell(session, report)
-        documents.append(_document(report, error, session))
+        documents.append(_document(pipeline.name, report, error, session))
     if as_json:
         print_json(documents)
     return worst(codes)
@@ -59,13 +59,13 @@ def _tell(session: Session, report: object) -> None:
         session.line(report.text, "yellow", "warning")
 
 
-def _document(report: object, error: PgsnapError | None, session: Session) -> object:
+def _document(name: str, report: object, error: PgsnapError | None, session: Session) -> object:
     import attrs
 
     from pgsnap.reports import BackupReport
 
     if not isinstance(report, BackupReport):
-        return {"error": session.redact(str(error)), "exit_code": error.exit_code if error else 1}
+        return {"pipeline": name, "exit_code": error.exit_code if error else 1, "error": session.redact(str(error))}
     return {
         "pipeline": report.pipeline,
         "id": report.id,
