@@ -228,7 +228,10 @@ class _Backup:
         for number, result in quiet.each(lambda store: _delete_in_order(store, keys), numbers).items():
             if isinstance(result, PgsnapError) or result:
                 label = self.stores.stores[number].label
-                self.run.log.warning("%s: unfinished objects of %s could not be removed: %s", label, self.run.id, result)
+                why = str(result) if isinstance(result, PgsnapError) else " ".join(sorted(set(result.values())))
+                self.run.log.warning(
+                    "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why
+                )
 
     # --- telling --------------------------------------------------------------------------------------------------
 

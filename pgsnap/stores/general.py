@@ -62,6 +62,7 @@ class FsspecStore(Store):
             return NotFound(f"{self.label}: cannot {doing}: it is not there.", self.label)
         if isinstance(error, PermissionError):
             return Denied(f"{text}; check the credentials and what they allow.", self.label)
+        text += "; check the URL, the credentials and the network."
         return StoreError(text, self.label, transient=_may_pass(error))
 
     def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:

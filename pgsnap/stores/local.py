@@ -65,7 +65,11 @@ class LocalStore(Store):
             return Denied(f"{text}; check who owns the directory.", self.label)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreError(f"{text}; free some space or keep fewer backups there.", self.label)
-        return StoreError(f"{text}.", self.label, transient=error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT))
+        if error.errno == errno.ENOTDIR:
+            return StoreError(f"{text}; a file stands in its way: give a directory.", self.label)
+        return StoreError(
+            f"{text}; check the disk.", self.label, transient=error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+        )
 
     def _make_directories(self, directory: Path) -> None:
         missing = []

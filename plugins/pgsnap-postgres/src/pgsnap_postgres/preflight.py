@@ -90,7 +90,7 @@ def _tables(options: PgDump, sessions: Sessions) -> list[Finding]:
         remedy = f"GRANT it to {role}, or name the table in exclude_tables."
         if "row security" in table.lacks:
             remedy = f"ALTER ROLE {role} BYPASSRLS, dump as the owner, or name the table in exclude_table_data."
-        found.append(Finding("error", "tables", f"The role {role} lacks {table.lacks}: {table.title}.", remedy))
+        found.append(Finding("error", "tables", f"The table {table.title}: the role {role} lacks {table.lacks}.", remedy))
     try:
         check_large_objects(sessions.connection, options, role)
     except DumpError as error:
