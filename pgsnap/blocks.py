@@ -1,6 +1,7 @@
 """Reads a stored artifact so that only verified bytes come out, whichever store they come from.
 
-The stored bytes are the same in every store and a manifest holds a digest for each block of them. So a reader holds one block,
+The stored bytes are the same in every store and a manifest holds the running digest at the end of each block of them. So a
+reader holds one block,
 checks it, and only then passes it on; and when a store is unreachable, cut short or damaged, it goes on from the next store
 at the first byte that has not been passed on.
 """
@@ -46,16 +47,15 @@ def read_object(stores: Sequence[Store], prefix: str, item: ObjectRecord, block:
     expected = -(-item.size // block)
     if len(item.blocks) != expected:
         raise IntegrityError(f"{prefix}{item.key}: the manifest has {len(item.blocks)} block digests where {expected} belong.")
-    number = 0
+    verified = _Verified()
     failures: list[tuple[Store, PgsnapError]] = []
     for store in stores:
         if failures:
             left, error = failures[-1]
-            note(f"{error} Going on from {store.label} at block {number} of {expected} of {item.key} instead of {left.label}.")
+            at = f"block {verified.number} of {expected} of {item.key}"
+            note(f"{error} Going on from {store.label} at {at} instead of {left.label}.")
         try:
-            for piece in _checked(store, prefix, item, block, number):
-                number += 1
-                yield piece
+            yield from _checked(store, prefix, item, block, verified)
             return
         except (StoreError, IntegrityError) as error:
             failures.append((store, error))
@@ -66,10 +66,18 @@ def read_object(stores: Sequence[Store], prefix: str, item: ObjectRecord, block:
     raise IntegrityError(text) if damage else StoreError(text)
 
 
-def _checked(store: Store, prefix: str, item: ObjectRecord, block: int, number: int) -> Stream:
-    """Yield blocks ``number`` and up of an object of one store; none that is damaged."""
+class _Verified:
+    """How far an object has been verified, in whichever stores: blocks, and the running digest at the end of the last one."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.digest = hashlib.sha256()
+
+
+def _checked(store: Store, prefix: str, item: ObjectRecord, block: int, verified: _Verified) -> Stream:
+    """Yield the blocks of an object of one store that are not verified yet; none that is damaged."""
     key = f"{prefix}{item.key}"
-    start = number * block
+    start = min(verified.number * block, item.size)
     stream = store.read(key, start)
     pieces = resize(stream, block)
     try:
@@ -79,11 +87,13 @@ def _checked(store: Store, prefix: str, item: ObjectRecord, block: int, number: 
                 raise IntegrityError(f"{store.label}: {key} is longer than the {item.size} bytes in the manifest.")
             if len(piece) != block and start != item.size:
                 raise IntegrityError(f"{store.label}: {key} ends after {start} of {item.size} bytes.")
-            if hashlib.sha256(piece).hexdigest() != item.blocks[number]:
+            digest = verified.digest.copy()
+            digest.update(piece)
+            if digest.hexdigest() != item.blocks[verified.number]:
                 raise IntegrityError(
-                    f"{store.label}: {key} is damaged between bytes {start - len(piece)} and {start} (block {number})."
+                    f"{store.label}: {key} is damaged between bytes {start - len(piece)} and {start} (block {verified.number})."
                 )
-            number += 1
+            verified.number, verified.digest = verified.number + 1, digest
             yield piece
         if start != item.size:
             raise IntegrityError(f"{store.label}: {key} ends after {start} of {item.size} bytes.")

@@ -60,7 +60,8 @@ class FileRecord:
 
 @attrs.frozen(kw_only=True)
 class ObjectRecord(FileRecord):
-    """A stored object and the hex sha256 of each of its blocks (the last may be short; an empty object has none)."""
+    """A stored object, and the hex sha256 of all its bytes up to the end of each block (the last may be short, and its digest is
+    that of the object; an empty object has none)."""
 
     blocks: tuple[str, ...] = attrs.field(validator=deep_iterable(_SHA256))
 

@@ -141,13 +141,13 @@ def test_take_raises_what_comes_after_the_last_byte() -> None:
 
 @given(pieces, st.integers(1, 30))
 def test_tap_agrees_with_hashlib(chunks: list[bytes], block: int) -> None:
-    """A tap passes bytes unchanged and digests the whole and each block."""
+    """A tap passes bytes unchanged and gives the digest of the whole, and of all bytes up to the end of each block."""
     data = b"".join(chunks)
     tap = Tap(block)
     assert data == collect(tap.through(chunks))
     assert len(data) == tap.size
     assert hashlib.sha256(data).hexdigest() == tap.sha256
-    expected = tuple(hashlib.sha256(data[at : at + block]).hexdigest() for at in range(0, len(data), block))
+    expected = tuple(hashlib.sha256(data[: at + block]).hexdigest() for at in range(0, len(data), block))
     assert expected == tap.blocks
 
 

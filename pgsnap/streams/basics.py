@@ -74,7 +74,7 @@ def take(source: Iterator[bytes], limit: int | None, rest: list[bytes]) -> Strea
 
 
 class Tap:
-    """Counts and digests what flows by: ``size`` in bytes, ``sha256``, and a sha256 for each ``block`` bytes.
+    """Counts and digests what flows by: ``size`` in bytes, ``sha256``, and the running sha256 at the end of each block.
 
     With ``block=None`` no block digests are kept. The values are complete when the stream that ``through`` returned has ended.
     """
@@ -82,10 +82,8 @@ class Tap:
     def __init__(self, block: int | None = None) -> None:
         self.size = 0
         self._block = block
-        self._whole = hashlib.sha256()
-        self._part = hashlib.sha256()
-        self._filled = 0
-        self._done: list[str] = []
+        self._digest = hashlib.sha256()
+        self._ends: list[str] = []
 
     def through(self, chunks: Chunks) -> Stream:
         """Yield the chunks unchanged, recording each before it is passed on."""
@@ -95,26 +93,26 @@ class Tap:
 
     def update(self, chunk: bytes) -> None:
         """Record one chunk."""
-        self.size += len(chunk)
-        self._whole.update(chunk)
         if self._block is None:
+            self.size += len(chunk)
+            self._digest.update(chunk)
             return
         view = memoryview(chunk)
         while view:
-            piece = view[: self._block - self._filled]
-            self._part.update(piece)
-            self._filled += len(piece)
+            piece = view[: self._block - self.size % self._block]
+            self._digest.update(piece)
+            self.size += len(piece)
             view = view[len(piece) :]
-            if self._filled == self._block:
-                self._done.append(self._part.hexdigest())
-                self._part, self._filled = hashlib.sha256(), 0
+            if self.size % self._block == 0:
+                self._ends.append(self.sha256)
 
     @property
     def sha256(self) -> str:
         """Hex sha256 of everything so far."""
-        return self._whole.hexdigest()
+        return self._digest.hexdigest()
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Hex sha256 of each block so far; the last may be short. Of nothing there are none."""
-        return (*self._done, self._part.hexdigest()) if self._filled else tuple(self._done)
+        """Hex sha256 of everything up to the end of each block; the last block may be short. Of nothing there are none."""
+        short = self._block is not None and self.size % self._block
+        return (*self._ends, self.sha256) if short else tuple(self._ends)
