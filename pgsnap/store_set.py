@@ -96,7 +96,7 @@ class StoreSet:
         return ObjectRecord(key=name, size=tap.size, sha256=tap.sha256, blocks=tap.blocks)
 
     def each(self, work: Callable[[Store], R], numbers: Sequence[int] | None = None) -> dict[int, R | PgsnapError]:
-        """Do ``work`` in all stores that are left (or those given) at once, in bounded time; return value or error by position."""
+        """Do ``work`` at once in all stores left (or those given), in bounded time; return what came of it by position."""
         chosen = self.alive if numbers is None else list(numbers)
 
         def consumer(number: int) -> Callable[[Stream], R]:

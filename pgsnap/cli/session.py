@@ -191,9 +191,10 @@ class Session:
             return
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         columns = (
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(max_width=36, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=24),
             DownloadColumn(),
             TransferSpeedColumn(),
