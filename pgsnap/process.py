@@ -29,7 +29,17 @@ from typing import IO, Protocol
 from pgsnap.errors import ProcessError
 from pgsnap.streams import CHUNK, Chunks, Stream
 
-__all__ = ["Child", "Spawn", "clean_environment", "feed_process", "read_process", "spawn", "through_process", "watch"]
+__all__ = [
+    "Child",
+    "Spawn",
+    "clean_environment",
+    "feed_process",
+    "read_child",
+    "read_process",
+    "spawn",
+    "through_process",
+    "watch",
+]
 
 STDERR_KEPT = 8192
 STOP_SECONDS = 5.0
@@ -255,7 +265,14 @@ def read_process(
     Raises:
         error: It exited with anything but 0, after all of its output was yielded.
     """
-    child = start(argv, stdout=subprocess.PIPE, env=env, pass_fds=pass_fds)
+    yield from read_child(start(argv, stdout=subprocess.PIPE, env=env, pass_fds=pass_fds), error=error, said=said)
+
+
+def read_child(child: Child, *, error: type[ProcessError] = ProcessError, said: Callable[[str], object] | None = None) -> Stream:
+    """Yield what a child writes to stdout, as ``read_process`` does; for one that was started before it is read.
+
+    A stream that is never begun frees nothing: then release the child yourself.
+    """
     try:
         assert child.process.stdout is not None
         descriptor = child.process.stdout.fileno()

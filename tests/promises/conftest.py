@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def big_url(server17: Any) -> Iterator[str]:
-    """A database of some 60 MB that takes a moment to dump, made once."""
+    """A database of some 150 MB that takes a moment to dump, made once."""
     with psycopg.connect(server17.socket_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS big")
         connection.execute("CREATE DATABASE big")
@@ -19,7 +19,7 @@ def big_url(server17: Any) -> Iterator[str]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "CREATE TABLE rows AS SELECT i AS id, md5(i::text) || md5((i * 7)::text) AS text, gen_random_uuid() AS uuid "
-            "FROM generate_series(1, 400000) i"
+            "FROM generate_series(1, 1000000) i"
         )
         connection.execute("CREATE TABLE small AS SELECT 1 AS one")
     yield url

@@ -85,5 +85,5 @@ def test_a_restore_takes_the_good_copy(desk: Any, big_url: str, server17: Any, m
     count = subprocess.run([psql, "-XAtc", "SELECT count(*), md5(string_agg(text, '' ORDER BY id)) FROM rows", target], capture_output=True, text=True)
     before = subprocess.run([psql, "-XAtc", "SELECT count(*), md5(string_agg(text, '' ORDER BY id)) FROM rows", big_url], capture_output=True, text=True)
     assert before.stdout == count.stdout
-    assert count.stdout.startswith("400000|")
+    assert count.stdout.startswith("1000000|")
     assert 4 == desk.run("verify").returncode

@@ -80,6 +80,11 @@ class ListeningRun(Run):
         self.children.append(child)
         return child
 
+    @property
+    def pg_dump(self) -> Child:
+        """The last pg_dump that was started."""
+        return [child for child in self.children if child.argv[0].endswith("pg_dump")][-1]
+
 
 # --- what a dump is --------------------------------------------------------------------------------------------------
 
@@ -270,7 +275,7 @@ def test_pg_dump_killed_in_the_middle_is_an_error_and_leaves_nothing(server: Ser
     with PgDump(url=big, compress="none").dump(run) as dump:
         stream = dump.artifacts[0].open()
         assert next(stream)
-        os.kill(run.children[-1].process.pid, signal.SIGKILL)
+        os.kill(run.pg_dump.process.pid, signal.SIGKILL)
         with pytest.raises(DumpError, match="pg_dump was ended by SIGKILL"):
             b"".join(stream)
     check_nothing_is_left(big, run)
@@ -293,7 +298,7 @@ def test_a_stream_closed_in_the_middle_leaves_nothing(server: Server, big: str) 
         stream = dump.artifacts[0].open()
         next(stream)
         stream.close()
-        assert run.children[-1].process.returncode is not None
+        assert run.pg_dump.process.returncode is not None
     check_nothing_is_left(big, run)
 
 

@@ -24,7 +24,7 @@ from pgsnap.streams import Stream
 from pgsnap_postgres.archive import Toc, check_archive
 from pgsnap_postgres.clients import Clients, find_clients
 from pgsnap_postgres.connect import Names, in_a_sentence
-from pgsnap_postgres.globals_sql import take_globals
+from pgsnap_postgres.globals_sql import Begun, begin_globals, take_globals
 from pgsnap_postgres.holder import Changed, Held, LockTimeout, hold
 from pgsnap_postgres.plaintext import check_plain
 from pgsnap_postgres.server_facts import read_facts
@@ -181,6 +181,7 @@ class _Attempt:
         self._toc: Toc | None = None
         self._main: Stream | None = None
         self._source: Stream | None = None
+        self._globals: Begun | None = None
         self.facts: Facts = {}
 
     @property
@@ -256,6 +257,9 @@ class _Attempt:
             source.close()
             raise
         self._main, self._source = self._checked(first, source), source
+        if self._taking.options.globals != "no":  # after pg_dump has its locks, and while it works
+            with in_a_sentence(self._taking.target, "to give its roles"):
+                self._globals = self._begin_globals()
 
     def _checked(self, first: bytes, source: Stream) -> Stream:
         def chunks() -> Iterator[bytes]:
@@ -276,6 +280,13 @@ class _Attempt:
         for stream in (self._main, self._source):  # a generator that was never begun frees nothing
             if stream is not None:
                 stream.close()
+
+        if self._globals is not None:
+            self._globals.child.release()
+
+    def _begin_globals(self) -> Begun:
+        taking = self._taking
+        return begin_globals(taking.clients, taking.service, taking.sessions, taking.target.dbname, taking.run)
 
     def _open_main(self) -> Stream:
         assert self._main is not None
@@ -300,9 +311,11 @@ class _Attempt:
         return toc
 
     def _learn(self, toc: Toc) -> None:
+        from pgsnap_postgres.database_sql import owners
+
         self._toc = toc
         self.facts["objects"] = len(toc.entries)
-        self.facts["roles"] = sorted({entry.owner for entry in toc.entries if entry.owner})
+        self.facts["roles"] = list(owners(toc))
 
     def _finish_facts(self) -> None:
         if self._held.queued:
@@ -321,15 +334,8 @@ class _Attempt:
     def _globals_sql(self) -> Stream:
         taking = self._taking
         with in_a_sentence(taking.target, "to give its roles"):
-            taken = take_globals(
-                taking.clients,
-                taking.service,
-                taking.sessions,
-                taking.target.dbname,
-                taking.run,
-                needed=taking.options.globals == "yes",
-                owners=self.facts.get("roles", ()),
-            )
+            begun, self._globals = self._globals or self._begin_globals(), None
+            taken = take_globals(begun, taking.run, needed=taking.options.globals == "yes", owners=self.facts.get("roles", ()))
         self.facts["globals"] = {"passwords": taken.passwords, "complete": taken.complete}
         for note in taken.notes:
             self._note(note)

@@ -8,18 +8,19 @@ while the dump holds its locks, and every owner that the dump refers to is looke
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Collection
 
 import attrs
 
 from pgsnap import DumpError, Run
-from pgsnap.process import read_process
+from pgsnap.process import Child, read_child
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.plaintext import check_plain
 from pgsnap_postgres.service import SERVICE, Service
 from pgsnap_postgres.sessions import Sessions
 
-__all__ = ["Globals", "connection_argument", "missing_roles", "take_globals"]
+__all__ = ["Begun", "Globals", "begin_globals", "connection_argument", "missing_roles", "take_globals"]
 
 
 @attrs.frozen
@@ -52,10 +53,31 @@ def may_read_passwords(sessions: Sessions) -> bool:
     return bool(sessions.rows("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")[0][0])
 
 
-def take_globals(
-    clients: Clients, service: Service, sessions: Sessions, dbname: str, run: Run, *, needed: bool, owners: Collection[str]
-) -> Globals:
-    """Run pg_dumpall and return what it said; it is held in memory, as roles are few.
+@attrs.frozen
+class Begun:
+    """A pg_dumpall that was started: it works while the dump flows, and waits in its pipe to be read."""
+
+    child: Child
+    passwords: bool
+    note: str
+
+
+def begin_globals(clients: Clients, service: Service, sessions: Sessions, dbname: str, run: Run) -> Begun:
+    """Start pg_dumpall; give what it returns to ``take_globals``, or release its child."""
+    passwords = run.encrypted and may_read_passwords(sessions)
+    note = ""
+    if not passwords:
+        why = "the role may not read them" if run.encrypted else "nothing in the pipeline encrypts"
+        note = f"The roles are kept without their passwords, because {why}."
+    argv = [clients.pg_dumpall, "-d", SERVICE, "-l", connection_argument(dbname), "--globals-only", "--no-password"]
+    if not passwords:
+        argv.append("--no-role-passwords")
+    child = run.spawn(argv, stdout=subprocess.PIPE, env=service.env, pass_fds=service.pass_fds)
+    return Begun(child, passwords, note)
+
+
+def take_globals(begun: Begun, run: Run, *, needed: bool, owners: Collection[str]) -> Globals:
+    """Return what pg_dumpall said; it is held in memory, as roles are few.
 
     Args:
         needed: Raise if it fails; otherwise the text says why it is empty.
@@ -64,15 +86,8 @@ def take_globals(
     Raises:
         DumpError: pg_dumpall failed, and the globals are needed.
     """
-    passwords = run.encrypted and may_read_passwords(sessions)
-    notes = []
-    if not passwords:
-        why = "the role may not read them" if run.encrypted else "nothing in the pipeline encrypts"
-        notes.append(f"The roles are kept without their passwords, because {why}.")
-    argv = [clients.pg_dumpall, "-d", SERVICE, "-l", connection_argument(dbname), "--globals-only", "--no-password"]
-    if not passwords:
-        argv.append("--no-role-passwords")
-    source = read_process(argv, start=run.spawn, env=service.env, pass_fds=service.pass_fds, error=DumpError)
+    notes = [begun.note] if begun.note else []
+    source = read_child(begun.child, error=DumpError)
     try:
         text = b"".join(check_plain(source))
     except DumpError as error:
@@ -88,4 +103,4 @@ def take_globals(
     if missing:
         notes.append(f"The dump names {len(missing)} roles that globals.sql does not create: {', '.join(missing[:5])}.")
         run.log.warning("%s", notes[-1])
-    return Globals(text, passwords, not missing, tuple(notes))
+    return Globals(text, begun.passwords, not missing, tuple(notes))
