@@ -106,7 +106,8 @@ def copy(session: Session, names: Sequence[str], to: str | None, ids: Sequence[s
         codes.append(report.exit_code)
         reports.append(attrs.asdict(report))
         for label, copied in report.copied.items():
-            session.line(f"{pipeline.name}: {label}: {', '.join(copied) + ' copied' if copied else 'nothing was missing'}.")
+            what = f"{len(copied)} backup{'' if len(copied) == 1 else 's'} copied" if copied else "nothing was missing"
+            session.line(f"{pipeline.name}: {label}: {what}.", "green" if copied else "")
         for text in report.errors:
             session.error(text)
     if as_json:

@@ -194,8 +194,8 @@ class Session:
         from rich.table import Column
 
         columns = (
-            TextColumn("{task.description}", markup=False, table_column=Column(max_width=36, no_wrap=True, overflow="ellipsis")),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=12),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeElapsedColumn(),
@@ -205,7 +205,9 @@ class Session:
 
             def advance(subject: str, done: int, expected: int | None) -> None:
                 if subject not in tasks:
-                    tasks[subject] = bars.add_task(self.redact(subject), total=expected)
+                    name = self.redact(subject)
+                    short = name if len(name) <= 30 else f"{name[:8]}…{name[-21:]}"
+                    tasks[subject] = bars.add_task(short, total=expected)
                 bars.update(tasks[subject], completed=done, total=max(expected, done) if expected else None)
 
             yield advance
