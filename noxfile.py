@@ -12,7 +12,7 @@
 ``nox`` alone runs lint, types and tests. What follows ``--`` goes to the tool: ``nox -s tests -- -k fan_out -x``.
 
 Tests see what a user gets: the wheels are built, installed into the session's environment, and imported from there
-(PYTHONSAFEPATH keeps the checkout off ``sys.path``, and ``conftest.py`` checks that it did).
+(PYTHONSAFEPATH keeps the checkout off ``sys.path``, and ``tests/test_installed.py`` checks that it did).
 """
 
 from __future__ import annotations
@@ -74,11 +74,6 @@ def pytest(session: nox.Session, *args: str, **env: str) -> None:
     session.run("python", "-m", "pytest", *args, env={**hidden, **installed, **env})
 
 
-def examples() -> list[str]:
-    """Return the documents whose examples are run."""
-    return ["README.md", "docs", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("plugins/*/README.md")))]
-
-
 @nox.session
 def demo(session: nox.Session) -> None:
     """Back up a sample shop (or DATABASE_URL) to two stores, restore it elsewhere, compare, and leave it in demo-output/."""
@@ -96,7 +91,7 @@ def tests(session: nox.Session) -> None:
         return
     folders = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
     # Two at a time, a file's tests together: they share a server. "-- -n 0" runs them one after the other.
-    pytest(session, *folders, *examples(), "-n", "2", "--dist", "loadfile", *session.posargs)
+    pytest(session, *folders, "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -134,7 +129,7 @@ def docs(session: nox.Session) -> None:
     """Build the documentation without a warning, and run the examples in it and in the READMEs."""
     install(session, *TEST, *SERVERS, "sphinx>=8", "furo", "myst-parser>=4")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
-    pytest(session, *examples(), *session.posargs)
+    pytest(session, "tests/test_examples.py", "tests/test_docs.py", *session.posargs)
 
 
 @nox.session

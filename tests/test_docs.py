@@ -1,4 +1,4 @@
-"""The documents are complete and true: every option is named, every link leads somewhere (``conftest.py`` runs their examples)."""
+"""The documents are complete and true: every option is named, every link leads somewhere (``test_examples.py`` runs them)."""
 
 from __future__ import annotations
 
