@@ -1,11 +1,11 @@
-"""P2: one stream feeds every store; a store that fails drops out, stops nobody, and catches up by copy, never by a second dump."""
+"""P2: one stream feeds every store; a store that fails drops out, stops nobody, and catches up by copy, not by a second dump."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 
@@ -52,7 +52,7 @@ def test_a_failing_store_drops_out_and_catches_up_by_copy(desk: Any, big_url: st
     assert "missing" in desk.run("list").stdout
     copied = desk.run("copy")
     assert 0 == copied.returncode, copied.stderr
-    assert f"{blocked}/two: {desk.committed('one')[0].name} copied" in copied.stderr
+    assert f"{blocked}/two: 1 backup copied." in copied.stderr
     assert 0 == desk.run("verify").returncode
     assert "dump\n" == log.read_text()
     assert "nothing was missing" in desk.run("copy").stderr
@@ -68,6 +68,15 @@ def test_the_quorum_decides_whether_a_run_has_failed(desk: Any, big_url: str, tm
     assert 1 == len(desk.committed("one"))
 
 
+def digest(url: str) -> tuple[int, str]:
+    """Return how many rows the big table has, and a digest of them."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*), md5(string_agg(text, '' ORDER BY id)) FROM rows").fetchone()
+    assert row is not None
+    assert row[0] == 1_000_000
+    return row
+
+
 @pytest.mark.parametrize("hurt", ["first", "second"])
 def test_a_restore_takes_the_good_copy(desk: Any, big_url: str, server17: Any, make_db: Any, hurt: str) -> None:
     """Whichever store is damaged, the restore is whole, and says what it found."""
@@ -81,9 +90,5 @@ def test_a_restore_takes_the_good_copy(desk: Any, big_url: str, server17: Any, m
     done = desk.run("restore", "--to-env", "TARGET", TARGET=target)
     assert 0 == done.returncode, done.stderr
     assert ("is damaged" in done.stderr) == (hurt == "first")
-    psql = Path(server17.bindir) / "psql"
-    count = subprocess.run([psql, "-XAtc", "SELECT count(*), md5(string_agg(text, '' ORDER BY id)) FROM rows", target], capture_output=True, text=True)
-    before = subprocess.run([psql, "-XAtc", "SELECT count(*), md5(string_agg(text, '' ORDER BY id)) FROM rows", big_url], capture_output=True, text=True)
-    assert before.stdout == count.stdout
-    assert count.stdout.startswith("1000000|")
+    assert digest(big_url) == digest(target)
     assert 4 == desk.run("verify").returncode
