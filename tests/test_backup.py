@@ -98,7 +98,14 @@ def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
     pipeline = make(transforms=[Flip(), Sum()])
     report = pipeline.backup()
     folder = Path("shop") / report.id
-    expected = ["RECOVER.txt", "globals.sql.flip", "globals.sql.flip.md5", "manifest.json", "shop.dump.flip", "shop.dump.flip.md5"]
+    expected = [
+        "RECOVER.txt",
+        "globals.sql.flip",
+        "globals.sql.flip.md5",
+        "manifest.json",
+        "shop.dump.flip",
+        "shop.dump.flip.md5",
+    ]
     for store in ("a", "b"):
         assert [f"{folder}/{name}" for name in expected] == files(tmp_path / store)
     for name in expected:

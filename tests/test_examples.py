@@ -111,9 +111,7 @@ def write_toml(example: Any) -> None:
         Path(first[2:]).write_text(text)
 
 
-READER = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser("console", run_console), CodeBlockParser("toml", write_toml)]
-)
+READER = Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("console", run_console), CodeBlockParser("toml", write_toml)])
 
 
 @pytest.mark.usefixtures("desk_of_a_reader")

@@ -69,7 +69,9 @@ def test_unknown_keys_are_ignored() -> None:
 def test_a_future_format_is_refused_with_the_way_out() -> None:
     """It says what to install, and that RECOVER.txt needs nothing."""
     document = json.loads(example().to_bytes()) | {"format": 2}
-    with pytest.raises(ManifestError, match=r"x is of format 2 .* knows format 1; install a newer pgsnap, or restore by the RECOVER"):
+    with pytest.raises(
+        ManifestError, match=r"x is of format 2 .* knows format 1; install a newer pgsnap, or restore by the RECOVER"
+    ):
         Manifest.from_bytes(json.dumps(document).encode(), "x")
 
 

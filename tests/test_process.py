@@ -650,6 +650,8 @@ def test_performance_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_child_that_succeeds_says_is_handed_on() -> None:
     """A warning on stderr of a child that exits with 0 is not lost; silence calls nobody."""
     heard: list[str] = []
-    assert b"data" == b"".join(read_process(["sh", "-c", "echo 'pg_dump: warning: circular' >&2; printf data"], said=heard.append))
+    assert b"data" == b"".join(
+        read_process(["sh", "-c", "echo 'pg_dump: warning: circular' >&2; printf data"], said=heard.append)
+    )
     assert b"data" == b"".join(read_process(["printf", "data"], said=heard.append))
     assert ["pg_dump: warning: circular"] == heard

@@ -46,7 +46,9 @@ def damage(path: Path, at: int, what: str) -> None:
 @given(
     size=st.integers(0, 5000),
     block=st.integers(1, 1500),
-    wounds=st.lists(st.tuples(st.sampled_from(["flip", "cut", "gone", "add", "well"]), st.integers(0, 4999)), min_size=1, max_size=3),
+    wounds=st.lists(
+        st.tuples(st.sampled_from(["flip", "cut", "gone", "add", "well"]), st.integers(0, 4999)), min_size=1, max_size=3
+    ),
 )
 def test_only_verified_bytes_come_out(
     tmp_path_factory: pytest.TempPathFactory, size: int, block: int, wounds: list[tuple[str, int]]

@@ -109,14 +109,17 @@ def fake_pg_dump(folder: Path, real: Path, script: str) -> Path:
         if program.name != "pg_dump":
             (folder / program.name).symlink_to(program)
     path = folder / "pg_dump"
-    path.write_text(f"#!/bin/sh\nREAL={real / 'pg_dump'}\ncase \"$*\" in *--version*) exec $REAL --version;; *--help*) exec $REAL --help;; esac\n{script}\n")
+    questions = 'case "$*" in *--version*) exec $REAL --version;; *--help*) exec $REAL --help;; esac'
+    path.write_text(f"#!/bin/sh\nREAL={real / 'pg_dump'}\n{questions}\n{script}\n")
     path.chmod(0o755)
     return folder
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 1_000, 10_000, 1_000_000, 5_000_000])
 @pytest.mark.parametrize("form", ["custom", "plain"])
-def test_a_dump_that_ends_early_with_status_0(desk: Any, big_url: str, server17: Any, tmp_path: Path, form: str, kept: int) -> None:
+def test_a_dump_that_ends_early_with_status_0(
+    desk: Any, big_url: str, server17: Any, tmp_path: Path, form: str, kept: int
+) -> None:
     """An exit status of 0 is not believed: the dump's own structure is checked."""
     programs = fake_pg_dump(tmp_path / "bin", Path(server17.bindir), f'"$REAL" "$@" | head -c {kept}\nexit 0')
     desk.configure(dump=f'format = "{form}"\ncompress = "none"\nbindir = "{programs}"')
@@ -176,5 +179,3 @@ def test_a_really_full_disk(desk: Any, big_url: str, tmp_path: Path) -> None:
     assert str(small) in done.stderr
     assert "" == done.stdout
     assert 1 == len(desk.committed("one"))
-
-

@@ -33,7 +33,8 @@ def contents(url: str) -> dict[str, Any]:
             query = (
                 f"SELECT last_value, is_called FROM {name}"
                 if kind == "S"
-                else f"SELECT count(*), md5(string_agg(row, '|' ORDER BY row)) FROM (SELECT ROW(x.*)::text AS row FROM ONLY {name} x) r"
+                else "SELECT count(*), md5(string_agg(row, '|' ORDER BY row)) "
+                f"FROM (SELECT ROW(x.*)::text AS row FROM ONLY {name} x) r"
             )
             found[name] = connection.execute(query.encode()).fetchone()
         found["large objects"] = connection.execute(
@@ -89,7 +90,12 @@ def test_recover_txt_restores_into_an_empty_server(
     tools = {"gzip": ["gzip"], "zstd": ["zstd"], "age": ["age", "zstd"]}.get(stages, [])
     env = without_pgsnap(tmp_path, Path(server17.bindir), *tools)
     with throwaway_server(major=17, listen=None) as empty:
-        env |= {"PGHOST": str(conninfo_to_dict(empty.socket_url)["host"]), "PGPORT": str(empty.port), "PGUSER": "postgres", "AGE_IDENTITY": str(key)}
+        env |= {
+            "PGHOST": str(conninfo_to_dict(empty.socket_url)["host"]),
+            "PGPORT": str(empty.port),
+            "PGUSER": "postgres",
+            "AGE_IDENTITY": str(key),
+        }
         recovered = subprocess.run(["sh", "RECOVER.txt"], cwd=copy, env=env, capture_output=True, text=True, timeout=120)
         assert 0 == recovered.returncode, recovered.stdout + recovered.stderr
         assert "FAILED" not in recovered.stdout

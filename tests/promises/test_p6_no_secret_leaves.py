@@ -1,4 +1,4 @@
-"""P6: no secret in argv, logs, exceptions, reprs, manifests, RECOVER.txt. Canaries are looked for wherever a run leaves a trace."""
+"""P6: no secret in argv, logs, exceptions, reprs, manifests, RECOVER.txt. Canaries are looked for wherever one could be."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ AGE = '[[pipeline.shop.transform]]\nuse = "age"\nrecipients = ["{0}"]\n'
 def test_a_backup_and_a_restore_show_no_secret(desk: Any, guarded: str, log_format: str) -> None:
     """Neither the database's password nor the private key, in any output, command line or stored file."""
     public = desk.run("keygen", "-o", "key.txt").stdout.strip()
-    private = [line for line in (desk.folder / "key.txt").read_text().splitlines() if line.startswith("AGE-SECRET-KEY")][0]
+    lines = (desk.folder / "key.txt").read_text().splitlines()
+    private = next(line for line in lines if line.startswith("AGE-SECRET-KEY"))
     FORMS.add(private)
     desk.configure(transforms=AGE.format(public))
     lines = ["--log-format", log_format]

@@ -78,7 +78,9 @@ def peak(desk: Any, *arguments: str, **env: str) -> int:
 def test_memory_does_not_grow_with_the_database(desk: Any, big_url: str, server17: Any, tmp_path: Path, stage: str) -> None:
     """Ten times the bytes, the same memory (within 16 MiB), under 100 MiB, with three stores, encryption and every digest."""
     public = desk.run("keygen", "-o", "key.txt").stdout.strip()
-    transforms = f'[[pipeline.shop.transform]]\nuse = "{stage}"\n[[pipeline.shop.transform]]\nuse = "age"\nrecipients = ["{public}"]\n'
+    transforms = (
+        f'[[pipeline.shop.transform]]\nuse = "{stage}"\n[[pipeline.shop.transform]]\nuse = "age"\nrecipients = ["{public}"]\n'
+    )
     peaks = []
     for megabytes in (120, 1200):
         programs = synthetic_pg_dump(tmp_path / f"bin{megabytes}", Path(server17.bindir), megabytes)
@@ -89,7 +91,10 @@ def test_memory_does_not_grow_with_the_database(desk: Any, big_url: str, server1
         for label, size in (("backup", taken), ("verify", decoded)):
             assert size <= 100 * MIB, f"{label}: {size / MIB:.0f} MiB"
     (small, small_verify), (large, large_verify) = peaks
-    print(f"{stage}: backup {small / MIB:.0f} -> {large / MIB:.0f} MiB, verify {small_verify / MIB:.0f} -> {large_verify / MIB:.0f} MiB")
+    print(
+        f"{stage}: backup {small / MIB:.0f} -> {large / MIB:.0f} MiB, "
+        f"verify {small_verify / MIB:.0f} -> {large_verify / MIB:.0f} MiB"
+    )
     assert large - small <= 16 * MIB
     assert large_verify - small_verify <= 40 * MIB  # the small backup does not fill a block of 16 MiB
 
