@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pgsnap import (
     ConfigError,
@@ -21,6 +23,7 @@ from pgsnap import (
     LocalStore,
     Notifier,
     NotifyError,
+    PgsnapError,
     Pipeline,
     StageError,
     StoreError,
@@ -337,3 +340,67 @@ def test_two_files_of_one_name_are_refused(make: Make, toy: Any, tmp_path: Path)
     with pytest.raises(StageError, match=r"two files of this backup would be called 'a\.001'"):
         make(dump=toy(contents={"a": b"x" * 1_500, "a.001": b"y"}), stores=[Small(url=str(tmp_path / "a"))]).backup()
     assert [] == files(tmp_path)
+
+
+@attrs.frozen(kw_only=True)
+class Fails(Transform):
+    """Passes bytes on, and fails after so many of them."""
+
+    name: ClassVar[str] = "fails"
+    after: int
+
+    def encode(self, chunks: Chunks, facts: Facts) -> Stream:
+        seen = 0
+        for chunk in chunks:
+            seen += len(chunk)
+            if seen >= self.after:
+                raise StageError("the stage broke.")
+            yield chunk
+        raise StageError("the stage broke at its end.")
+
+    def decode(self, chunks: Chunks, facts: Facts) -> Stream:
+        yield from chunks
+
+
+STAGES = ("dump", "first transform", "last transform", "store a", "store b", "both stores")
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(broken=st.sets(st.sampled_from(STAGES)), at=st.integers(0, 700_000))
+def test_whatever_fails_wherever_a_backup_is_whole_or_not_there(
+    toy: Any, faulty: Any, tmp_path_factory: pytest.TempPathFactory, broken: set[str], at: int
+) -> None:
+    """Any of the stages fails at any byte: what is committed verifies, what is not has left no file and no thread."""
+    root = tmp_path_factory.mktemp("anything")
+    fails_a = bool(broken & {"store a", "both stores"})
+    fails_b = bool(broken & {"store b", "both stores"})
+    transforms: list[Transform] = [Flip(), Sum()]
+    if "first transform" in broken:
+        transforms.insert(0, Fails(after=at))
+    if "last transform" in broken:
+        transforms.append(Fails(after=at))
+    pipeline = Pipeline(
+        name="shop",
+        dump=toy(contents={"shop.dump": b"0123456789" * 70_000, "tail": b"x"}, fail_at=at if "dump" in broken else None),
+        transforms=transforms,
+        stores=[
+            faulty(url=str(root / "a"), fail_write="shop.dump.flip" if fails_a else "\0", after=at),
+            faulty(url=str(root / "b"), fail_write="shop.dump.flip" if fails_b else "\0", after=at),
+        ],
+    )
+    threads = set(threading.enumerate())
+    upstream = broken & {"dump", "first transform", "last transform"}
+    must_fail = fails_a and fails_b or bool(upstream - {"dump"}) or ("dump" in broken and at <= 600_000)
+    try:
+        report = pipeline.backup()
+    except PgsnapError as error:
+        assert must_fail
+        assert () == error.report.kept_in
+        assert [] == files(root)
+    else:
+        assert not must_fail
+        expected = [str(root / name) for name, fails in (("a", fails_a), ("b", fails_b)) if not fails]
+        assert expected == list(report.kept_in)
+        assert {label: () for label in expected} == dict(pipeline.verify(decode=True).problems)
+        assert [] == [name for name in files(root) if fails_a and name.startswith("a/") or fails_b and name.startswith("b/")]
+    assert threads >= set(threading.enumerate())
