@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,9 +22,6 @@ import pytest
 from pgsnap import Artifact, Dump, Dumper, DumpError, LocalStore, Pipeline, RestoreRequest, Run, Source, StoreError
 from pgsnap.streams import Chunks, Stream
 from pgsnap.types import Entry, Facts
-
-# Servers and sample databases. (pytest takes this from the conftest.py of a folder that it is called with.)
-pytest_plugins = ["pgsnap_postgres.testing"] if find_spec("pgsnap_postgres") else []
 
 
 def pattern(size: int) -> bytes:
