@@ -248,7 +248,7 @@ def test_an_artifact_is_cut_at_the_least_limit_of_the_stores(make: Make, tmp_pat
 
     @attrs.frozen(kw_only=True)
     class Small(LocalStore):
-        max_object: ClassVar[int | None] = 1_000_000
+        max_object = 1_000_000
 
     pipeline = make(stores=[Small(url=str(tmp_path / "a")), str(tmp_path / "b")])
     report = pipeline.backup()
@@ -265,7 +265,7 @@ def test_an_exact_multiple_of_the_limit_makes_no_empty_object(make: Make, toy: A
 
     @attrs.frozen(kw_only=True)
     class Small(LocalStore):
-        max_object: ClassVar[int | None] = 1_000_000
+        max_object = 1_000_000
 
     dump = toy(contents={"two": b"x" * 2_000_000, "none": b""})
     report = make(dump=dump, stores=[Small(url=str(tmp_path / "a"))]).backup()
