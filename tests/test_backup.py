@@ -129,7 +129,7 @@ def test_sidecars_only_where_nothing_changes_the_bytes_after(make: Make, tmp_pat
     assert not [name for name in files(tmp_path) if name.endswith(".md5")]
 
 
-@pytest.mark.parametrize("key", ["running.json", "shop.dump", "globals.sql", "RECOVER.txt", "manifest.json"])
+@pytest.mark.parametrize("key", ["shop.dump", "globals.sql", "RECOVER.txt", "manifest.json"])
 @pytest.mark.parametrize("after", [0, 1_500_000])
 def test_a_store_that_fails_drops_out(make: Make, faulty: Any, tmp_path: Path, key: str, after: int) -> None:
     """The other one has its backup; of the failing one nothing is left; the run says so with exit code 3."""

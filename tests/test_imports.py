@@ -33,7 +33,10 @@ ORDER = """
     builtin
     stages blocks store_set
     retention recover catalog source
-    backup restore verify copy prune
+    copy
+    catch_up
+    backup restore verify prune
+    repair
     pipeline
     config
     cli
