@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 import pgsnap
+from pgsnap.catch_up import catch_up
 from pgsnap.components import Artifact, Notifier, Store
 from pgsnap.errors import ConfigError, Denied, PgsnapError, StageError, StoreError
 from pgsnap.events import Event, Kind
@@ -34,7 +36,7 @@ from pgsnap.manifest import (
 from pgsnap.process import watch
 from pgsnap.recover import recover_text
 from pgsnap.redact import Redactor
-from pgsnap.reports import BackupReport, StoreResult
+from pgsnap.reports import BackupReport, CopyReport, StoreResult
 from pgsnap.run import Progress, Run
 from pgsnap.stages import Encoding, finder
 from pgsnap.store_set import Limits, StoreSet
@@ -82,6 +84,7 @@ class _Backup:
         self.manifest: Manifest | None = None
         self.committed: set[int] = set()
         self.notify_errors: list[str] = []
+        self.caught_up: CopyReport | None = None
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class _Backup:
                 self.notify("failed", f"{self.pipeline.name}: no backup was made. {type(error).__name__}", self.report())
             raise
         self.discard()
+        self.catch_up()
         report = self.report()
         kind: Kind = "succeeded" if report.exit_code == 0 else "partial"
         self.notify(kind, report.text, report)
@@ -193,6 +197,23 @@ class _Backup:
         self.committed = set(self.stores.alive)
         self.stores.each(lambda store: store.delete([f"{self.prefix}{RUNNING}"]))
 
+    def catch_up(self) -> None:
+        """Copy what stores lack from those that have it, this very backup too, if one has dropped out. It cannot fail the run."""
+        seconds = self.pipeline.catch_up_timeout
+        if self.run.deadline is not None:
+            seconds = min(seconds, self.run.deadline - time.monotonic())
+        if seconds <= 0 or len(self.pipeline.stores) < 2:
+            return
+        try:
+            self.caught_up = catch_up(self.pipeline, self.run.id, seconds=seconds, progress=self.run.progress)
+        except Exception as error:
+            self.run.log.exception("the catch-up failed")
+            text = f"the catch-up failed by a fault in pgsnap or a plugin: {type(error).__name__}: {error}"
+            self.caught_up = CopyReport(pipeline=self.pipeline.name, copied={}, errors=(text,))
+        for number, store in enumerate(self.pipeline.stores):
+            if self.run.id in self.caught_up.copied.get(store.label, ()):
+                self.committed.add(number)
+
     # --- writing --------------------------------------------------------------------------------------------------
 
     def put(self, name: str, chunks: Chunks, expected: int | None = None) -> ObjectRecord:
@@ -240,7 +261,7 @@ class _Backup:
         for number, store in enumerate(self.stores.stores):
             error = self.stores.failures.get(number)
             if number in self.committed:
-                results.append(StoreResult(label=store.label))
+                results.append(StoreResult(label=store.label, dropped_out=str(error) if error else ""))
             else:
                 results.append(StoreResult(label=store.label, error=str(error) if error else "the backup was not finished."))
         facts = self.manifest.facts if self.manifest else {}
@@ -254,6 +275,7 @@ class _Backup:
             manifest=self.manifest if self.committed else None,
             notes=tuple(str(note) for note in facts.get("notes", ())),
             notify_errors=tuple(self.notify_errors),
+            caught_up=self.caught_up,
         )
 
     def notify(self, kind: Kind, text: str, report: BackupReport | None = None) -> None:

@@ -254,8 +254,6 @@ class Store(Component):
 
     schemes: ClassVar[tuple[str, ...]] = ()
     """URL schemes that choose this class when no ``use`` is given."""
-    max_object: ClassVar[int | None] = None
-    """The largest object in bytes; the core cuts an artifact at the least of the run's stores."""
 
     url: str = attrs.field(repr=without_userinfo)
     keep: Keep | None = None
@@ -264,6 +262,11 @@ class Store(Component):
     def label(self) -> str:
         """The URL without credentials: how every message names this store."""
         return without_userinfo(self.url)
+
+    @property
+    def max_object(self) -> int | None:
+        """The largest object in bytes, or None: no limit. The core cuts an artifact at the least of the run's stores."""
+        return None
 
     @abstractmethod
     def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import attrs
 
 from pgsnap.blocks import read_file, read_objects
 from pgsnap.catalog import Backup, Catalog
 from pgsnap.components import Store
-from pgsnap.errors import ConfigError, IntegrityError, PgsnapError, StoreError
+from pgsnap.errors import ConfigError, Denied, IntegrityError, PgsnapError, StoreError
 from pgsnap.manifest import MANIFEST, FileRecord, Manifest, ObjectRecord, folder
 from pgsnap.reports import CopyReport
 from pgsnap.run import Progress, Run
@@ -18,7 +20,7 @@ from pgsnap.streams import Stream, drain
 if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline
 
-__all__ = ["copy"]
+__all__ = ["copy", "copy_missing", "read_item", "state_of"]
 
 
 def copy(
@@ -45,24 +47,33 @@ def copy(
         raise ConfigError(f"pipeline {pipeline.name!r} has no store {to!r}; it has {labels}.")
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     chosen = [catalog.find(which) for which in backups] if backups else list(reversed(catalog.backups))
-    copied: dict[str, list[str]] = {pipeline.stores[n].label: [] for n in targets}
-    errors = [str(error) for error in catalog.failures.values()]
+    wanted = {n: [b for b in chosen if n not in b.stores] for n in targets if n not in catalog.failures}
     with run.watched():
-        for number in targets:
-            if number in catalog.failures:
-                continue
-            for backup in chosen:
-                if number in backup.stores:
-                    continue
-                try:
-                    _copy_one(pipeline, catalog, backup, number, run)
-                except PgsnapError as error:
-                    run.check()
-                    errors.append(f"{backup.id} to {pipeline.stores[number].label}: {error}")
-                    if isinstance(error, StoreError):
-                        break  # this store is failing: the next backup would fail alike
-                else:
-                    copied[pipeline.stores[number].label].append(backup.id)
+        report = copy_missing(pipeline, catalog, wanted, run)
+    copied = {pipeline.stores[n].label: report.copied.get(pipeline.stores[n].label, ()) for n in targets}
+    failures = tuple(str(error) for error in catalog.failures.values())
+    return attrs.evolve(report, copied=copied, errors=failures + report.errors)
+
+
+def copy_missing(pipeline: Pipeline, catalog: Catalog, wanted: Mapping[int, Sequence[Backup]], run: Run) -> CopyReport:
+    """Copy to each store (by position) the backups that it lacks, in that order; one that fails is left for the next store.
+
+    Raises:
+        Aborted: the run was stopped; what was copied by then stays.
+    """
+    copied: dict[str, list[str]] = {pipeline.stores[number].label: [] for number in wanted}
+    errors = []
+    for number, missing in wanted.items():
+        for backup in missing:
+            try:
+                _copy_one(pipeline, catalog, backup, number, run)
+            except PgsnapError as error:
+                run.check()
+                errors.append(f"{backup.id} to {pipeline.stores[number].label}: {error}")
+                if isinstance(error, StoreError):
+                    break  # this store is failing: the next backup would fail alike
+            else:
+                copied[pipeline.stores[number].label].append(backup.id)
     return CopyReport(pipeline=pipeline.name, copied={label: tuple(ids) for label, ids in copied.items()}, errors=tuple(errors))
 
 
@@ -76,13 +87,14 @@ def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int,
     written: list[str] = []
     try:
         for item in manifest.contents:
-            if sizes.get(item.key) == item.size and _is_good(pipeline.stores[number], prefix, item, manifest):
+            if sizes.get(item.key) == item.size and state_of(pipeline.stores[number], prefix, item, manifest) is None:
                 run.log.info("%s: %s is there already", target.stores[0].label, item.key)
                 continue
             written.append(f"{prefix}{item.key}")
-            stored = target.write(written[-1], _read(sources, prefix, item, manifest, run), name=item.key, expected=item.size)
+            stored = target.write(written[-1], read_item(sources, prefix, item, manifest, run), name=item.key, expected=item.size)
             if stored.sha256 != item.sha256:
                 raise IntegrityError(f"{prefix}{item.key} is not what the manifest says, in any store.")
+        _look_again(target, prefix, manifest)
         written.append(f"{prefix}{MANIFEST}")
         target.write(written[-1], (manifest.to_bytes(),), name=MANIFEST)
     except BaseException:
@@ -92,7 +104,21 @@ def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int,
     run.log.info("%s: %s was copied to %s", pipeline.name, backup.id, target.stores[0].label)
 
 
-def _read(sources: Sequence[Store], prefix: str, item: FileRecord, manifest: Manifest, run: Run) -> Stream:
+def _look_again(target: StoreSet, prefix: str, manifest: Manifest) -> None:
+    """Raise StoreError unless the store lists all objects with their sizes; a key that must not list cannot be asked."""
+    found = target.each(lambda store: {entry.key: entry.size for entry in store.entries(prefix)})[0]
+    if isinstance(found, Denied):
+        return
+    if isinstance(found, PgsnapError):
+        raise found
+    for item in manifest.contents:
+        if found.get(f"{prefix}{item.key}") != item.size:
+            label = target.stores[0].label
+            raise StoreError(f"{label}: {prefix}{item.key} was copied, and the store does not list it with its size.", label)
+
+
+def read_item(sources: Sequence[Store], prefix: str, item: FileRecord, manifest: Manifest, run: Run) -> Stream:
+    """Yield an object or a small file from the first of the stores that has it undamaged, verified."""
     if isinstance(item, ObjectRecord):
         yield from read_objects(sources, prefix, [item], manifest.block, lambda text: run.log.warning("%s", text))
         return
@@ -106,12 +132,13 @@ def _read(sources: Sequence[Store], prefix: str, item: FileRecord, manifest: Man
     raise IntegrityError(" ".join(failures))
 
 
-def _is_good(store: Store, prefix: str, item: FileRecord, manifest: Manifest) -> bool:
+def state_of(store: Store, prefix: str, item: FileRecord, manifest: Manifest) -> PgsnapError | None:
+    """Read an object or a small file; return None if it is what the manifest says, else what is wrong with it."""
     try:
         if isinstance(item, ObjectRecord):
             drain(read_objects([store], prefix, [item], manifest.block))
         else:
             read_file(store, prefix, item)
-    except (StoreError, IntegrityError):
-        return False
-    return True
+    except (StoreError, IntegrityError) as error:
+        return error
+    return None

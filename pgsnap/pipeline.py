@@ -71,6 +71,7 @@ class Pipeline:
         stall_timeout: Seconds a store may take nothing while its buffer is full, before it is dropped.
         finish_timeout: Seconds a store has to complete an object after its last byte.
         buffer: Bytes held for each store.
+        catch_up_timeout: Seconds that a run may copy, after its commit, to stores that lack backups; 0: not at all.
     """
 
     name: str = attrs.field()
@@ -85,6 +86,7 @@ class Pipeline:
     stall_timeout: float = attrs.field(default=300.0, validator=_seconds, metadata={"unit": "seconds"})
     finish_timeout: float = attrs.field(default=600.0, validator=_seconds, metadata={"unit": "seconds"})
     buffer: int = attrs.field(default=8 << 20, metadata={"unit": "bytes"})
+    catch_up_timeout: float = attrs.field(default=3600.0, metadata={"unit": "seconds"})
 
     @name.validator
     def _check_name(self, _: object, value: str) -> None:
@@ -114,6 +116,11 @@ class Pipeline:
     def _check_buffer(self, _: object, value: int) -> None:
         if value < 1 << 20:
             raise ConfigError(f"buffer is {value} bytes; give at least 1MiB.")
+
+    @catch_up_timeout.validator
+    def _check_catch_up(self, _: object, value: float) -> None:
+        if not value >= 0:
+            raise ConfigError(f"catch_up_timeout is {value:g}; give a number of seconds, or 0 for no catch-up.")
 
     @property
     def limits(self) -> Limits:
@@ -171,6 +178,12 @@ class Pipeline:
         from pgsnap.verify import verify
 
         return verify(self, backup=backup, decode=decode, progress=progress)
+
+    def repair(self, backup: str = "latest", *, decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Verify a backup, and replace what is damaged in one store by what is good in another; see ``pgsnap.repair.repair``."""
+        from pgsnap.repair import repair
+
+        return repair(self, backup=backup, decode=decode, progress=progress)
 
     def copy(self, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None) -> CopyReport:
         """Bring stores up to date from each other; see ``pgsnap.copy.copy``."""

@@ -42,6 +42,7 @@ FIRST_PARTY = {
     "zstd": "pgsnap-zstd",
     "age": "pgsnap-age",
     "checksum": "pgsnap-checksum",
+    "s3": "pgsnap-s3",
 }
 """Names of our own plugins' components, for the hint that tells what to install."""
 

@@ -25,10 +25,14 @@ def worst(codes: Sequence[int]) -> int:
 
 @attrs.frozen(kw_only=True)
 class StoreResult:
-    """What became of one store in a run: ``error`` is empty if the backup is in it."""
+    """What became of one store in a run: ``error`` is empty if the backup is in it.
+
+    ``dropped_out`` says why it failed on the way, where the backup came into it afterwards, by copy.
+    """
 
     label: str
     error: str = ""
+    dropped_out: str = ""
 
     @property
     def ok(self) -> bool:
@@ -41,7 +45,7 @@ class BackupReport:
     """A backup: where it is, how large, how long it took.
 
     ``size`` and ``stored_size`` are bytes (plain, and in one store); times are UTC; ``manifest`` is None if nothing was
-    committed.
+    committed. ``caught_up`` is what was copied after the commit to stores that lacked something.
     """
 
     pipeline: str
@@ -53,6 +57,7 @@ class BackupReport:
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
     notify_errors: tuple[str, ...] = ()
+    caught_up: CopyReport | None = None
 
     @property
     def size(self) -> int:
@@ -79,7 +84,14 @@ class BackupReport:
         """0, or 1 if it is in fewer stores than the quorum, or 3 if a store or a notifier failed."""
         if len(self.kept_in) < max(1, self.quorum):
             return 1
-        return 3 if self.notify_errors or not all(store.ok for store in self.stores) else 0
+        return 3 if self.notify_errors or self.catch_up_errors or not all(store.ok for store in self.stores) else 0
+
+    @property
+    def catch_up_errors(self) -> tuple[str, ...]:
+        """What kept stores from being brought up to date; a store whose failure in the run is told is not told again."""
+        told = [store.label for store in self.stores if not store.ok]
+        errors = self.caught_up.errors if self.caught_up else ()
+        return tuple(error for error in errors if not any(label in error for label in told))
 
     @property
     def text(self) -> str:
@@ -93,6 +105,9 @@ class BackupReport:
         )
         if len(self.kept_in) < self.quorum:
             text += f" That is {len(self.kept_in)} of the {self.quorum} stores that the quorum asks for."
+        for store in self.stores:
+            if store.dropped_out:
+                text += f" {store.label} dropped out and got it by copy: {store.dropped_out}"
         if failed:
             text += " Missing: " + " ".join(store.error for store in failed)
         return text
@@ -114,7 +129,8 @@ class RestoreReport:
 class VerifyReport:
     """A verification of one backup: for each store that holds it, what is wrong (nothing: it is whole).
 
-    ``decoded`` says that the plain bytes were checked as well; ``size`` is bytes read.
+    ``decoded`` says that the plain bytes were checked as well; ``size`` is bytes read; ``repaired`` has, for each store, the keys
+    that were replaced by what another store had.
     """
 
     pipeline: str
@@ -122,16 +138,19 @@ class VerifyReport:
     problems: Mapping[str, tuple[str, ...]]
     decoded: bool
     size: int
+    repaired: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether every store's copy is whole."""
+        """Whether every store's copy is whole (now, if it was repaired)."""
         return not any(self.problems.values())
 
     @property
     def exit_code(self) -> int:
-        """0, or 4 if anything is damaged."""
-        return 0 if self.ok else 4
+        """0, or 4 if anything is damaged, or 3 if everything that was damaged could be repaired."""
+        if not self.ok:
+            return 4
+        return 3 if any(self.repaired.values()) else 0
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,10 @@ def _tell(session: Session, report: object) -> None:
     assert isinstance(report, BackupReport)
     for note in report.notes:
         session.line(f"note: {note}", "yellow")
+    for label, ids in (report.caught_up.copied if report.caught_up else {}).items():
+        session.line(f"note: {label} lacked {', '.join(ids)}, and got it by copy.", "yellow")
+    for text in report.catch_up_errors:
+        session.line(f"warning: {text}", "yellow", "warning")
     for text in report.notify_errors:
         session.line(f"warning: {text}", "yellow", "warning")
     if report.exit_code == 0:
@@ -76,6 +80,8 @@ def _document(name: str, report: object, error: PgsnapError | None, session: Ses
         "stores": [attrs.asdict(store) | {"ok": store.ok} for store in report.stores],
         "notes": list(report.notes),
         "notify_errors": list(report.notify_errors),
+        "caught_up": {label: list(ids) for label, ids in (report.caught_up.copied if report.caught_up else {}).items()},
+        "catch_up_errors": list(report.catch_up_errors),
         "exit_code": error.exit_code if error else report.exit_code,
         "error": session.redact(str(error)) if error else "",
     }

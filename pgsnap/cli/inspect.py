@@ -150,14 +150,22 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
     "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."
 )
 @click.option("--all", "every", is_flag=True, help="Every backup.")
+@click.option("--repair", is_flag=True, help="Replace what is damaged by what another store holds undamaged, and verify again.")
 @click.option("--decode", is_flag=True, help="Decrypt and decompress too, and check the plain bytes; needs the key.")
 @click.option("--identity", metavar="FILE", help="The private key, for --decode.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
 @pass_session
 def verify(
-    session: Session, names: Sequence[str], which: str, every: bool, decode: bool, identity: str | None, as_json: bool
+    session: Session,
+    names: Sequence[str],
+    which: str,
+    every: bool,
+    repair: bool,
+    decode: bool,
+    identity: str | None,
+    as_json: bool,
 ) -> int:
-    """Read backups in every store and compare each byte with the manifest. Changes nothing."""
+    """Read backups in every store and compare each byte with the manifest."""
     from pgsnap.cli.restore import use_identity
     from pgsnap.reports import worst
     from pgsnap.types import format_size
@@ -175,7 +183,8 @@ def verify(
         for id in ids:
             try:
                 with session.progress() as progress:
-                    report = pipeline.verify(id, decode=decode, progress=progress)
+                    check = pipeline.repair if repair else pipeline.verify
+                    report = check(id, decode=decode, progress=progress)
             except PgsnapError as error:
                 codes.append(session.failed(error))
                 documents.append({"pipeline": pipeline.name, "id": id, "ok": False, "error": session.redact(str(error))})
@@ -189,8 +198,12 @@ def verify(
                     "decoded": decode,
                     "size": report.size,
                     "problems": dict(report.problems),
+                    "repaired": dict(report.repaired),
                 }
             )
+            for label, keys in report.repaired.items():
+                if keys:
+                    session.line(f"{pipeline.name}: {report.id}: repaired in {label}: {', '.join(keys)}", "yellow", "warning")
             for label, problems in report.problems.items():
                 for problem in problems:
                     session.error(problem)
@@ -208,6 +221,5 @@ def _after_damage(pipeline: Pipeline, report: VerifyReport) -> str:
     """Say what to do about a backup that is not whole everywhere."""
     whole = [label for label, problems in report.problems.items() if not problems]
     if whole:
-        folder = f"{pipeline.name}/{report.id}"
-        return f"{whole[0]} has it whole: remove {folder} where it is damaged, then run: pgsnap copy {pipeline.name}"
+        return f"{whole[0]} has it whole; run: pgsnap verify {pipeline.name} --backup {report.id} --repair"
     return f"No store has it whole: run 'pgsnap backup {pipeline.name}' now, and 'pgsnap verify --all' to see which others are."
