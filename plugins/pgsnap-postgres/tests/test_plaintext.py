@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import subprocess
 import time
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgsnap import DumpError, UpstreamError
+from pgsnap_postgres import plaintext
 from pgsnap_postgres.plaintext import check_plain
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import MakeDatabase
 
+SETS = ("IN", "LITERAL", "NOT_LITERAL", "ANY")
 KEY = b"k3Y" * 21
 OPENING = b"--\n-- PostgreSQL database dump\n--\n\n"
 COMPLETE = b"--\n-- PostgreSQL database dump complete\n--\n\n"
@@ -227,3 +231,33 @@ def test_no_text_makes_it_slow(filler: bytes) -> None:
     started = time.process_time()
     assert not is_whole(text, 1 << 16)
     assert time.process_time() - started < 15
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """Python before 3.11.5 (Debian 12 has 3.11.2) lets such a repeat run over its end: whole dumps were refused."""
+    parser = importlib.import_module("re._parser")
+
+    def possessive_groups(parsed: Any) -> Iterator[str]:
+        for operator, argument in parsed:
+            if str(operator) == "POSSESSIVE_REPEAT" and (len(argument[2]) != 1 or str(argument[2][0][0]) not in SETS):
+                yield str(argument[2])
+            for part in argument if isinstance(argument, tuple | list) else ():
+                for inner in part if isinstance(part, list) else [part]:
+                    if isinstance(inner, parser.SubPattern):
+                        yield from possessive_groups(inner)
+
+    patterns = {name: value.pattern for name, value in vars(plaintext).items() if isinstance(value, re.Pattern)}
+    assert {"_PLAIN_SQL", "_COPY"} <= set(patterns)
+    assert [] != list(possessive_groups(parser.parse(rb"(?:ab|c)*+")))
+    assert [] != list(possessive_groups(parser.parse(rb"x(?:y(?:ab|c)*+|z)*")))
+    assert {name: [] for name in patterns} == {
+        name: list(possessive_groups(parser.parse(pattern))) for name, pattern in patterns.items()
+    }
+
+
+def test_a_statement_of_many_literals_ends_where_it_ends() -> None:
+    """The text is followed in parts of a thousand pieces; what stands behind them counts just as well."""
+    for count in (998, 999, 1000, 1001, 2500):
+        literals = b"INSERT INTO t VALUES (" + b"-1,'a'," * count + b"'" + CLOSING + b"');\n"
+        assert is_whole(OPENING + literals + CLOSING)
+        assert not is_whole(OPENING + literals[: -len(b"');\n")])

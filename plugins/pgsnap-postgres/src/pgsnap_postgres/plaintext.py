@@ -113,9 +113,11 @@ _PLACES = {
     "copy": "a table's data",
 }
 
-# Everything up to a place where the meaning may change. It stops at what the next chunk could complete.
-_PLAIN_SQL = re.compile(rb"""(?:[^'"$\-\n]++|'[^']*+'|"[^"]*+"|-(?!-|\Z)|\n(?!C|\Z))*+""")
-_COPY = re.compile(rb'\nCOPY (?:[^";]++|"[^"]*+")*+;')
+# A possessive repeat of more than a set of bytes is not to be used: until Python 3.11.4 it takes too much (gh-106052).
+# Everything up to a place where the meaning may change, or a part of it: matched again and again, until it matches nothing.
+# Counted, because each turn of the repeat is kept in memory. It stops at what the next chunk could complete.
+_PLAIN_SQL = re.compile(rb"""(?:[^'"$\-\n]++|'[^']*+'|"[^"]*+"|-(?!-|\Z)|\n(?!C|\Z)){0,1000}""")
+_COPY = re.compile(rb'\nCOPY [^";]*+(?:"[^"]*+"[^";]*+)*;')
 _DOLLAR = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]*+)?\$")
 _DOLLAR_BEGUN = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]{0,255})?\Z")
 
@@ -159,9 +161,10 @@ class _Text:
                 at = found + len(self._end) - (self._end[-1:] == b"\n")  # a line's end is also the next one's beginning
                 self._state = "sql"
                 continue
+            begun = at
             at = _PLAIN_SQL.match(data, at).end()  # type: ignore[union-attr]  # it matches the empty text, too
-            if at == size:
-                break
+            if at > begun:
+                continue
             mark = data[at : at + 1]
             if mark == b"'":
                 self._enter("literal", mark)
