@@ -157,8 +157,8 @@ def test_threads_are_in_two_modules_only() -> None:
 
 
 ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py"}
-"""pgsnap_postgres' throwaway server, which outlives any stream: the server itself and the keeper that stops it. The fault proxy of
-the tests, which is a process of its own. The object stores' connections, which run coroutines on the loop of fsspec's own thread."""
+"""pgsnap_postgres' throwaway server, which outlives any stream: the server itself and the keeper that stops it. The fault proxy
+of the tests, a process of its own. The object stores' connections, which run coroutines on the loop of fsspec's own thread."""
 
 
 def loaded_by(program: str) -> set[str]:
