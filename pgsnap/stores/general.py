@@ -133,13 +133,10 @@ class FsspecStore(Store):
         base = f"{root}/{prefix}".rstrip("/")
         try:
             system.invalidate_cache()
-            for _, _, files in system.walk(base, detail=True):
-                for info in files.values():
-                    path = str(info["name"])
-                    if not path.endswith(PARTIAL):
-                        yield Entry(_relative(path, root), int(info["size"]), _modified(info))
-        except FileNotFoundError:
-            return
+            for info in _files(system, base):
+                path = str(info["name"])
+                if not path.endswith(PARTIAL):
+                    yield Entry(_relative(path, root), int(info["size"]), _modified(info))
         except Exception as error:
             raise self._wrapped(error, f"list {prefix or 'it'}") from error
 
@@ -162,13 +159,11 @@ class FsspecStore(Store):
         removed = []
         try:
             system.invalidate_cache()
-            for _, _, files in system.walk(f"{root}/{prefix}".rstrip("/"), detail=True):
-                for info in files.values():
-                    if str(info["name"]).endswith(PARTIAL) and _modified(info) < before:
+            for info in _files(system, f"{root}/{prefix}".rstrip("/")):
+                if str(info["name"]).endswith(PARTIAL) and _modified(info) < before:
+                    with contextlib.suppress(FileNotFoundError):
                         system.rm_file(info["name"])
-                        removed.append(_relative(str(info["name"]), root))
-        except FileNotFoundError:
-            pass
+                    removed.append(_relative(str(info["name"]), root))
         except Exception as error:
             raise self._wrapped(error, f"clean up {prefix or 'it'}") from error
         return removed
@@ -237,6 +232,26 @@ def _give_up(system: Any, file: Any, partial: str, commits: bool) -> None:
         file.close()
     finally:
         system.rm_file(partial)
+
+
+def _files(system: Any, base: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what fsspec knows of each file below a path. Its own ``walk`` passes over every folder that it fails to list, so that
+    a store that cannot be reached looks like an empty one; here only a folder that is not there is passed over."""
+    pending = [base]
+    while pending:
+        folder = pending.pop()
+        try:
+            listing = system.ls(folder, detail=True)
+        except FileNotFoundError:
+            continue
+        for info in listing:
+            path = str(info["name"]).rstrip("/")
+            if path.strip("/") == folder.strip("/"):
+                continue  # the folder itself, or a file of that name
+            if info["type"] == "directory":
+                pending.append(path)
+            else:
+                yield info
 
 
 def _relative(path: str, root: str) -> str:
