@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,8 +144,11 @@ class LocalStore(Store):
     def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
         """See ``Store.read``."""
         try:
-            with open(self._path(key), "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
+            with open(self._path(key), "rb", buffering=0, opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise StoreError(f"{self.label}: cannot read {key}: it is not a file; somebody has put it there.", self.label)
+                size = status.st_size
                 end = size if length is None else start + length
                 if end > size or start > size:
                     raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
@@ -172,8 +176,10 @@ class LocalStore(Store):
                             pending.append((directory / item.name, f"{path}{item.name}/"))
                         elif not item.name.endswith(PARTIAL):
                             with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read
-                                stat = item.stat()
-                                yield Entry(path + item.name, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+                                status = item.stat()
+                                if stat.S_ISREG(status.st_mode):
+                                    time = datetime.fromtimestamp(status.st_mtime, UTC)
+                                    yield Entry(path + item.name, status.st_size, time)
             except (FileNotFoundError, NotADirectoryError) as error:
                 if isinstance(error, NotADirectoryError):
                     raise StoreError(f"{self.label}: {directory} is a file; give a directory.", self.label) from error
@@ -229,3 +235,8 @@ class LocalStore(Store):
         free = os.statvfs(directory)
         room = free.f_bavail * free.f_frsize
         return [Finding("ok" if room > 1 << 30 else "warning", self.label, f"{format_size(room)} are free.")]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: of a named pipe that nobody writes to, an open would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
