@@ -111,9 +111,13 @@ def read_file(store: Store, prefix: str, item: FileRecord) -> bytes:
     """
     stream = store.read(f"{prefix}{item.key}")
     try:
-        data = b"".join(stream)
+        data = bytearray()
+        for chunk in stream:
+            data += chunk
+            if len(data) > item.size:
+                break
     finally:
         stream.close()
     if hashlib.sha256(data).hexdigest() != item.sha256:
         raise IntegrityError(f"{store.label}: {prefix}{item.key} is not what the manifest says.")
-    return data
+    return bytes(data)

@@ -13,7 +13,7 @@ from pgsnap.errors import ConfigError, IntegrityError, ManifestError, NotFound, 
 from pgsnap.manifest import MANIFEST, RUNNING, Manifest, folder
 from pgsnap.types import BACKUP_ID, Entry, backup_time
 
-__all__ = ["Backup", "Catalog", "StoredBackup", "load_manifest", "scan"]
+__all__ = ["Backup", "Catalog", "StoredBackup", "load_manifest", "load_manifest_text", "read_bounded", "scan"]
 
 
 @attrs.frozen(kw_only=True)
@@ -48,9 +48,17 @@ def scan(store: Store, pipeline: str) -> dict[str, StoredBackup]:
     found: dict[str, dict[str, Entry]] = {}
     for entry in store.entries(f"{pipeline}/"):
         parts = entry.key.split("/")
-        if len(parts) == 3 and parts[0] == pipeline and BACKUP_ID.fullmatch(parts[1]):
+        if len(parts) == 3 and parts[0] == pipeline and _is_id(parts[1]):
             found.setdefault(parts[1], {})[parts[2]] = entry
     return {id: StoredBackup(id=id, entries=found[id]) for id in sorted(found)}
+
+
+def _is_id(text: str) -> bool:
+    try:
+        backup_time(text)
+    except ConfigError:
+        return False
+    return True
 
 
 @attrs.frozen(kw_only=True)
@@ -151,11 +159,20 @@ class Catalog:
             IntegrityError: the stores hold different manifests.
             ManifestError, StoreError: none could be read.
         """
-        return load_manifest([self.stores[number] for number in backup.stores], self.pipeline, backup.id)
+        return self.manifest_text(backup)[0]
+
+    def manifest_text(self, backup: Backup) -> tuple[Manifest, bytes]:
+        """Return the manifest and its bytes as they are stored, which may have keys of a later version; see ``manifest``."""
+        return load_manifest_text([self.stores[number] for number in backup.stores], self.pipeline, backup.id)
 
 
 def load_manifest(stores: Iterable[Store], pipeline: str, backup_id: str) -> Manifest:
     """Return the manifest that all readable stores agree upon; see ``Catalog.manifest``."""
+    return load_manifest_text(stores, pipeline, backup_id)[0]
+
+
+def load_manifest_text(stores: Iterable[Store], pipeline: str, backup_id: str) -> tuple[Manifest, bytes]:
+    """Return the same with its bytes as they are stored: whoever writes it elsewhere writes these."""
     texts: dict[bytes, str] = {}
     failures: list[PgsnapError] = []
     manifests: list[Manifest] = []
@@ -183,7 +200,7 @@ def load_manifest(stores: Iterable[Store], pipeline: str, backup_id: str) -> Man
         if len(failures) == 1:
             raise failures[0]
         raise ManifestError(" ".join(str(error) for error in failures) or f"no store holds {pipeline}/{backup_id}.")
-    return manifests[0]
+    return manifests[0], next(iter(texts))
 
 
 def read_bounded(store: Store, key: str, limit: int) -> bytes:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import attrs
-from attrs.validators import deep_iterable, ge, instance_of, matches_re
+from attrs.validators import deep_iterable, ge, instance_of, le, matches_re
 
 from pgsnap.errors import ManifestError
 from pgsnap.streams import BLOCK
@@ -34,6 +34,8 @@ MANIFEST = "manifest.json"
 RECOVER = "RECOVER.txt"
 RUNNING = "running.json"
 FORMAT = 1
+MAX_BLOCK = 256 << 20
+"""The largest block, in bytes, that is believed: a reader holds one."""
 
 _KEY = matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")  # one plain file name: no path, nothing a shell would expand
 _SHA256 = matches_re(r"[0-9a-f]{64}")
@@ -105,7 +107,7 @@ class Manifest:
     ended: datetime = attrs.field(converter=_to_the_second)
     pgsnap: str
     dumper: StageRecord
-    block: int = attrs.field(default=BLOCK, validator=[instance_of(int), ge(1)])
+    block: int = attrs.field(default=BLOCK, validator=[instance_of(int), ge(1), le(MAX_BLOCK)])
     artifacts: tuple[ArtifactRecord, ...]
     files: tuple[FileRecord, ...]
 
@@ -150,7 +152,7 @@ class Manifest:
         """
         try:
             document = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of brackets that are nested by the thousand
             raise ManifestError(f"{where} is not valid JSON; use another store's copy of this backup.") from None
         number = document.get("format") if isinstance(document, dict) else None
         if not isinstance(number, int) or number < 1:

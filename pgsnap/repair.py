@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgsnap.catalog import Backup, Catalog, load_manifest
+from pgsnap.catalog import Backup, Catalog, load_manifest_text, read_bounded
 from pgsnap.components import Store
 from pgsnap.copy import read_item, state_of
-from pgsnap.errors import IntegrityError, NotFound, PgsnapError, StoreError
+from pgsnap.errors import IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
 from pgsnap.manifest import MANIFEST, folder
 from pgsnap.reports import VerifyReport
 from pgsnap.run import Progress, Run
@@ -75,7 +75,7 @@ def _heal(pipeline: Pipeline, found: Backup, number: int, keys: list[str], run: 
         raise StoreError("no other store holds this backup.")
     prefix = folder(pipeline.name, found.id)
     target = StoreSet([store], run, pipeline.limits)
-    manifest = load_manifest([store, *others], pipeline.name, found.id)  # raises if they differ
+    manifest, text = load_manifest_text([store, *others], pipeline.name, found.id)  # raises if they differ
     failures = []
     for item in manifest.contents:
         wrong = state_of(store, prefix, item, manifest)
@@ -93,7 +93,6 @@ def _heal(pipeline: Pipeline, found: Backup, number: int, keys: list[str], run: 
         else:
             keys.append(item.key)
             run.log.warning("%s: %s%s was damaged and is replaced", store.label, prefix, item.key)
-    text = manifest.to_bytes()
     if not _holds(store, f"{prefix}{MANIFEST}", text):
         target.write(f"{prefix}{MANIFEST}", (text,), name=MANIFEST)
         keys.append(MANIFEST)
@@ -103,10 +102,6 @@ def _heal(pipeline: Pipeline, found: Backup, number: int, keys: list[str], run: 
 
 def _holds(store: Store, key: str, content: bytes) -> bool:
     try:
-        stream = store.read(key)
-        try:
-            return b"".join(stream) == content
-        finally:
-            stream.close()
-    except NotFound:
+        return read_bounded(store, key, len(content)) == content
+    except (NotFound, ManifestError):
         return False
