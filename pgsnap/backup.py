@@ -20,7 +20,7 @@ import attrs
 import pgsnap
 from pgsnap.catch_up import catch_up
 from pgsnap.components import Artifact, Notifier, Store
-from pgsnap.errors import ConfigError, Denied, PgsnapError, StageError, StoreError
+from pgsnap.errors import ConfigError, Denied, DumpError, ManifestError, PgsnapError, StageError, StoreError
 from pgsnap.events import Event, Kind
 from pgsnap.manifest import (
     MANIFEST,
@@ -39,7 +39,7 @@ from pgsnap.redact import Redactor
 from pgsnap.reports import BackupReport, CopyReport, StoreResult
 from pgsnap.run import Progress, Run
 from pgsnap.stages import Encoding, finder
-from pgsnap.store_set import Limits, StoreSet
+from pgsnap.store_set import QUIET, StoreSet
 from pgsnap.streams import Chunks, Tap, drain, fan_out, take
 from pgsnap.types import format_size, new_backup_id, plain_mapping
 
@@ -96,6 +96,7 @@ class _Backup:
         self.notify("started", f"{self.pipeline.name}: backup {self.run.id} begins.")
         try:
             with self.run.watched():
+                self.look_first()
                 self.put_small(RUNNING, self.running_text())
                 with watch(self.refresh, REFRESH, name="running"):
                     self.take()
@@ -121,6 +122,13 @@ class _Backup:
             raise failed
         return report
 
+    def look_first(self) -> None:
+        """Make sure that nothing lies under this id: it would be written over, and removed if this run fails."""
+        for number, found in self.stores.each(lambda store: any(True for _ in store.entries(self.prefix))).items():
+            if found is True:
+                label = self.stores.stores[number].label
+                raise StoreError(f"{label}: {self.run.id} is there already, from a run that began in this second; run it again.")
+
     def take(self) -> None:
         """Dump every artifact into every store, then write what lies beside them and make the manifest."""
         with self.pipeline.dump.dump(self.run) as dump:
@@ -130,6 +138,8 @@ class _Backup:
                 records.append(record)
                 files += [self.put_small(name, content) for name, content in sidecars.items()]
         dumper = self.pipeline.dump
+        if not records:
+            raise DumpError(f"the dumper {dumper.name!r} gave no artifact; there is nothing to keep.")
         manifest = Manifest(
             id=self.run.id,
             pipeline=self.pipeline.name,
@@ -162,6 +172,12 @@ class _Backup:
                 piece = take(encoded, self.stores.max_object, rest)
                 objects.append(self.put(key, piece, artifact.expected if not objects else None))
                 piece.close()
+            for chunk in counted:  # what no stage has asked for; pg_dump's exit status comes after its last byte
+                if chunk:
+                    break
+            if not plain.ended:
+                names = ", ".join(transform.name for transform in encoding.transforms)
+                raise StageError(f"{artifact.name}: the stages ({names}) ended before its end; one of them is at fault.")
         record = ArtifactRecord(
             name=artifact.name, size=plain.size, sha256=plain.sha256, stages=encoding.records, objects=tuple(objects)
         )
@@ -178,6 +194,12 @@ class _Backup:
         """Look the objects up again, write the manifest to each store that holds them all, and end the sign of life."""
         manifest = self.manifest
         assert manifest is not None
+        content = manifest.to_bytes()
+        if len(content) > Manifest.MAX_SIZE:
+            raise ManifestError(
+                f"the manifest would have {format_size(len(content))}, more than the {format_size(Manifest.MAX_SIZE)} that "
+                "are ever read of one: split the database into several pipelines."
+            )
         wanted = {f"{self.prefix}{item.key}": item.size for item in manifest.contents}
         for number, found in self.stores.each(lambda store: _sizes(store, self.prefix)).items():
             if isinstance(found, Denied):
@@ -193,9 +215,10 @@ class _Backup:
                     break
         self.stores.require()
         self.run.check()
-        self.put_small(MANIFEST, manifest.to_bytes())
+        self.put_small(MANIFEST, content)
         self.committed = set(self.stores.alive)
-        self.stores.each(lambda store: store.delete([f"{self.prefix}{RUNNING}"]))
+        quiet = StoreSet(self.stores.stores, Run(self.pipeline.name), QUIET)  # the backup exists: no time limit undoes that
+        quiet.each(lambda store: store.delete([f"{self.prefix}{RUNNING}"]), self.stores.alive)
 
     def catch_up(self) -> None:
         """Copy what stores lack from those that have it, this very backup too, if one has dropped out. It cannot fail the run."""
@@ -244,15 +267,11 @@ class _Backup:
         numbers = [n for n in range(len(self.stores.stores)) if n not in self.committed]
         if not numbers or not self.written:
             return
-        keys = sorted(set(self.written), key=lambda key: not key.endswith(f"/{MANIFEST}"))
-        quiet = StoreSet(self.stores.stores, Run(self.pipeline.name), Limits(stall=30, finish=30, grace=5))
-        for number, result in quiet.each(lambda store: _delete_in_order(store, keys), numbers).items():
-            if isinstance(result, PgsnapError) or result:
-                label = self.stores.stores[number].label
-                why = str(result) if isinstance(result, PgsnapError) else " ".join(sorted(set(result.values())))
-                self.run.log.warning(
-                    "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why
-                )
+        for number, why in self.stores.remove(self.written, numbers).items():
+            label = self.stores.stores[number].label
+            self.run.log.warning(
+                "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why
+            )
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -305,14 +324,3 @@ def tell(notifiers: Sequence[Notifier], event: Event) -> list[str]:
 
 def _sizes(store: Store, prefix: str) -> dict[str, int]:
     return {entry.key: entry.size for entry in store.entries(prefix)}
-
-
-def _delete_in_order(store: Store, keys: Sequence[str]) -> dict[str, str]:
-    """Delete the manifest first; if it stays, so does the rest."""
-    refused: dict[str, str] = {}
-    first = [key for key in keys if key.endswith(f"/{MANIFEST}")]
-    if first:
-        refused.update(store.delete(first))
-    if not refused:
-        refused.update(store.delete([key for key in keys if key not in first]))
-    return refused

@@ -14,7 +14,7 @@ from pgsnap.errors import ConfigError, Denied, IntegrityError, PgsnapError, Stor
 from pgsnap.manifest import MANIFEST, FileRecord, Manifest, ObjectRecord, folder
 from pgsnap.reports import CopyReport
 from pgsnap.run import Progress, Run
-from pgsnap.store_set import Limits, StoreSet
+from pgsnap.store_set import StoreSet
 from pgsnap.streams import Stream, drain
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def copy_missing(pipeline: Pipeline, catalog: Catalog, wanted: Mapping[int, Sequ
 
 
 def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int, run: Run) -> None:
-    manifest = catalog.manifest(backup)
+    manifest, text = catalog.manifest_text(backup)
     sources = [pipeline.stores[n] for n in backup.stores]
     target = StoreSet([pipeline.stores[number]], run, pipeline.limits)
     prefix = folder(pipeline.name, backup.id)
@@ -96,10 +96,9 @@ def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int,
                 raise IntegrityError(f"{prefix}{item.key} is not what the manifest says, in any store.")
         _look_again(target, prefix, manifest)
         written.append(f"{prefix}{MANIFEST}")
-        target.write(written[-1], (manifest.to_bytes(),), name=MANIFEST)
+        target.write(written[-1], (text,), name=MANIFEST)
     except BaseException:
-        cleaner = StoreSet(target.stores, Run(pipeline.name), Limits(stall=30, finish=30, grace=5))
-        cleaner.each(lambda store: store.delete(list(reversed(written))))  # the manifest first
+        target.remove(written, [0])
         raise
     run.log.info("%s: %s was copied to %s", pipeline.name, backup.id, target.stores[0].label)
 

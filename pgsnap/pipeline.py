@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -37,6 +38,16 @@ def _stores(given: Iterable[Store | str | os.PathLike[str]]) -> tuple[Store, ...
             )
         stores.append(LocalStore(url=path))
     return tuple(stores)
+
+
+def _place(store: Store) -> str:
+    """Return the same text for two spellings of one place, such as a path and a link to it."""
+    from pgsnap.stores import LocalStore
+
+    if isinstance(store, LocalStore):
+        with contextlib.suppress(ConfigError):
+            return os.path.realpath(store.root)
+    return store.url.rstrip("/")
 
 
 def _transforms(given: Iterable[Transform]) -> tuple[Transform, ...]:  # bare ``tuple`` hides the type from type checkers
@@ -94,11 +105,11 @@ class Pipeline:
 
     @stores.validator
     def _check_stores(self, _: object, value: tuple[Store, ...]) -> None:
-        urls = [store.url for store in value]
-        for url in urls:
-            if urls.count(url) > 1:
-                label = value[urls.index(url)].label
-                raise ConfigError(f"the store {label} is given twice; two copies need two places.")
+        places = [_place(store) for store in value]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                twice = dict.fromkeys([value[places.index(place)].label, value[number].label])
+                raise ConfigError(f"the store {' and '.join(twice)} is given twice; two copies need two places.")
 
     @quorum.validator
     def _check_quorum(self, _: object, value: int) -> None:

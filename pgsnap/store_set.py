@@ -6,14 +6,14 @@ hangs is dropped and its thread left behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import attrs
 
 from pgsnap.components import Store
 from pgsnap.errors import PgsnapError, StoreError, UpstreamError
-from pgsnap.manifest import ObjectRecord
+from pgsnap.manifest import MANIFEST, ObjectRecord
 from pgsnap.run import Run
 from pgsnap.streams import BLOCK, Chunks, Outcome, Stream, Tap, drain, fan_out
 
@@ -32,6 +32,10 @@ class Limits:
     grace: float = 30.0
 
 
+QUIET = Limits(stall=30, finish=30, grace=5)
+"""For what follows the end of a run."""
+
+
 class StoreSet:
     """The stores of one run, by position: ``failures`` holds why each lost one was dropped."""
 
@@ -40,6 +44,7 @@ class StoreSet:
         self.failures: dict[int, PgsnapError] = {}
         self._run = run
         self._limits = limits
+        self._writing: set[tuple[int, str]] = set()
 
     @property
     def alive(self) -> list[int]:
@@ -84,7 +89,15 @@ class StoreSet:
 
         def consumer(number: int) -> Callable[[Stream], int]:
             store = self.stores[number]
-            return lambda stream: store.write(key, self._counted(stream, store.label, expected), expected=expected)
+
+            def consume(stream: Stream) -> int:
+                self._writing.add((number, key))
+                try:
+                    return store.write(key, self._counted(stream, store.label, expected), expected=expected)
+                finally:
+                    self._writing.discard((number, key))
+
+            return consume
 
         outcomes = self._fan_out(tap.through(chunks), [consumer(number) for number in numbers])
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -94,6 +107,31 @@ class StoreSet:
                 self.drop(number, StoreError(f"it says it stored {outcome.value} of {tap.size} bytes of {key}."))
         self.require()
         return ObjectRecord(key=name, size=tap.size, sha256=tap.sha256, blocks=tap.blocks)
+
+    def remove(self, keys: Sequence[str], numbers: Sequence[int]) -> dict[int, str]:
+        """Delete keys of one backup from stores, even after an abort: the manifest first, and if that stays, all of it.
+
+        Where a write of the manifest hangs nothing is deleted: it may still arrive, and must find its objects.
+
+        Returns:
+            Why something is left, by the position of the store.
+        """
+        first = [key for key in keys if key.endswith(f"/{MANIFEST}")]
+        rest = [key for key in keys if key not in first]
+        late = "its manifest is still being written, so all is left for it."
+        left = {number: late for number in numbers if any((number, key) in self._writing for key in first)}
+
+        def delete(store: Store) -> Mapping[str, str]:
+            refused = store.delete(first) if first else {}
+            return refused or store.delete(rest)
+
+        quiet = StoreSet(self.stores, Run(self._run.pipeline), QUIET)
+        for number, result in quiet.each(delete, [number for number in numbers if number not in left]).items():
+            if isinstance(result, PgsnapError):
+                left[number] = str(result)
+            elif result:
+                left[number] = " ".join(sorted(set(result.values())))
+        return left
 
     def each(self, work: Callable[[Store], R], numbers: Sequence[int] | None = None) -> dict[int, R | PgsnapError]:
         """Do ``work`` at once in all stores left (or those given), in bounded time; return what came of it by position."""

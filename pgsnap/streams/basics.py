@@ -76,11 +76,13 @@ def take(source: Iterator[bytes], limit: int | None, rest: list[bytes]) -> Strea
 class Tap:
     """Counts and digests what flows by: ``size`` in bytes, ``sha256``, and the running sha256 at the end of each block.
 
-    With ``block=None`` no block digests are kept. The values are complete when the stream that ``through`` returned has ended.
+    With ``block=None`` no block digests are kept. The values are complete when the stream that ``through`` returned has ended,
+    which ``ended`` tells: it is not set by a stream that was left or has failed.
     """
 
     def __init__(self, block: int | None = None) -> None:
         self.size = 0
+        self.ended = False
         self._block = block
         self._digest = hashlib.sha256()
         self._ends: list[str] = []
@@ -90,6 +92,7 @@ class Tap:
         for chunk in chunks:
             self.update(chunk)
             yield chunk
+        self.ended = True
 
     def update(self, chunk: bytes) -> None:
         """Record one chunk."""
