@@ -35,8 +35,10 @@ def pass_session(function: F) -> F:
 
 
 def print_json(document: object) -> None:
-    """Print a document for machines on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """Print a document for machines on stdout, without the secrets of the configuration."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
+    session = click.get_current_context().find_object(Session)
+    click.echo(session.redact(text) if session else text)
 
 
 class Session:
