@@ -210,7 +210,10 @@ class Session:
                     name = self.redact(subject)
                     short = name if len(name) <= 30 else f"{name[:8]}…{name[-21:]}"
                     tasks[subject] = bars.add_task(short, total=expected)
-                bars.update(tasks[subject], completed=done, total=max(expected, done) if expected else None)
+                # A subject has several objects, one after the other: of the next one the size may be unknown, which
+                # update() cannot say (its None leaves the last one's).
+                bars.tasks[tasks[subject]].total = max(expected, done) if expected else None
+                bars.update(tasks[subject], completed=done)
 
             yield advance
 
