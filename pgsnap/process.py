@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import selectors
 import shlex
 import signal
@@ -60,6 +61,7 @@ class Child:
     def __init__(self, argv: Sequence[str], process: subprocess.Popen[bytes]) -> None:
         self.argv = tuple(argv)
         self.process = process
+        self._told = False
         self._tail = bytearray()
         self._drain = threading.Thread(target=self._read_stderr, name="stderr", daemon=True)
         self._drain.start()
@@ -83,8 +85,14 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was told to end and has: who still holds its pipes is something that it left behind, and not waited for."""
+        return self._told and self.process.poll() is not None
+
     def terminate(self) -> None:
         """Ask it and what it has started to end (SIGTERM), without waiting."""
+        self._told = True
         self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -276,7 +284,16 @@ def read_child(child: Child, *, error: type[ProcessError] = ProcessError, said: 
     try:
         assert child.process.stdout is not None
         descriptor = child.process.stdout.fileno()
-        while chunk := os.read(descriptor, CHUNK):
+        ready = select.poll()
+        ready.register(descriptor, select.POLLIN)
+        while True:
+            if not ready.poll(1000):
+                if child.is_over:
+                    raise child.failure(error)
+                continue
+            chunk = os.read(descriptor, CHUNK)
+            if not chunk:
+                break
             yield chunk
         if child.process.wait():
             raise child.failure(error)
@@ -313,7 +330,9 @@ def through_process(
             ready.register(stdout, selectors.EVENT_READ)
             pending = memoryview(b"")
             while ready.get_map():
-                for key, _ in ready.select():
+                if not (events := ready.select(1.0)) and child.is_over:
+                    raise child.failure(error)
+                for key, _ in events:
                     if key.fileobj is stdout:
                         data = os.read(stdout.fileno(), CHUNK)
                         if data:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import fsspec
 import pytest
 
 from pgsnap import (
+    Aborted,
     ConfigError,
     DumpError,
     FsspecStore,
@@ -22,6 +24,7 @@ from pgsnap import (
     LocalStore,
     ManifestError,
     Pipeline,
+    Run,
     StageError,
     StoreError,
     Transform,
@@ -30,7 +33,8 @@ from pgsnap import backup as backup_module
 from pgsnap.blocks import read_file
 from pgsnap.catalog import scan
 from pgsnap.manifest import FileRecord, Manifest
-from pgsnap.streams import Chunks, Stream
+from pgsnap.process import read_process, through_process
+from pgsnap.streams import Chunks, Stream, drain
 from pgsnap.types import Facts
 
 Make = Callable[..., Pipeline]
@@ -203,6 +207,21 @@ def test_a_copy_looks_again_before_it_commits(make: Make, tmp_path: Path) -> Non
     assert not any(name.endswith("manifest.json") for name in files(tmp_path / "b"))
 
 
+def test_a_copy_that_cannot_take_its_manifest_back_leaves_its_objects(make: Make, faulty: Any, tmp_path: Path) -> None:
+    """The store says that it failed, has the manifest all the same, and will not delete it: nothing else goes."""
+    a = LocalStore(url=str(tmp_path / "a"), fsync=False)
+    report = make(stores=[a]).backup()
+
+    class Stubborn(faulty):  # type: ignore[misc]
+        def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
+            LocalStore.delete(self, [key for key in keys if not key.endswith("manifest.json")])
+            return {key: "it is locked" for key in keys if key.endswith("manifest.json")}
+
+    b = tmp_path / "b"
+    assert 3 == make(stores=[a, Stubborn(url=str(b), short="manifest.json")]).copy().exit_code
+    assert make(stores=[str(b)]).verify(report.id).ok
+
+
 # --- what somebody has put into a store -----------------------------------------------------------------------------------------
 
 
@@ -362,3 +381,18 @@ def test_what_is_printed_for_machines_is_redacted_too(desk: Any) -> None:
     assert 1 == done.returncode
     assert "c4n4ry" not in done.stdout + done.stderr
     assert ["the notifier 'talker' failed: POST *** failed"] == json.loads(done.stdout)[0]["notify_errors"]
+
+
+# --- children -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["read", "through"])
+def test_the_time_limit_holds_though_a_grandchild_holds_the_pipe(how: str) -> None:
+    """The child has ended, so that nothing is left to signal; its own child would keep the run waiting."""
+    run = Run("shop", timeout=0.5)
+    argv = ["sh", "-c", "sleep 20 & exit 0"]
+    began = time.monotonic()
+    stream = read_process(argv, start=run.spawn) if how == "read" else through_process([], argv, start=run.spawn)
+    with pytest.raises(Aborted), run.watched():
+        drain(stream)
+    assert time.monotonic() - began < 10
