@@ -497,6 +497,16 @@ def test_says_what_is_wrong_with_an_option(problems: Callable[..., list[str]], o
             GOOD + "[[pipeline.shop.store]]\nurl = '/backups'",
             "pgsnap.toml: pipeline.shop: the store /backups is given twice; two copies need two places.",
         ),
+        (
+            GOOD.replace("[[pipeline.shop.store]]", "[pipeline.shop.store]") + "[pipeline.shop.store]\nurl = '/more'",
+            "pgsnap.toml: line 7, column 21: [pipeline.shop.store] is there twice; "
+            "write [[pipeline.shop.store]] for each of several.",
+        ),
+        (
+            GOOD + "[pipeline.shop.dump]\nuse = 'toy'",
+            "pgsnap.toml: line 7, column 20: [pipeline.shop.dump] is there twice; keep one of them.",
+        ),
+        ("a = b", 'pgsnap.toml: line 1, column 5: this is no value; text stands in "quotes".'),
         ("[a\nb", "pgsnap.toml: line 1, column 3: expected ']' at the end of a table declaration; correct the TOML there."),
         (
             GOOD + "[[pipeline.shop.notify]]\nuse = 'bell'",

@@ -125,7 +125,8 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
     out = session.out
     seconds = (manifest.ended - manifest.started).total_seconds()
     out.print(f"{chosen.name} {backup.id}", style="bold", markup=False)
-    lines = [("taken", f"{manifest.started:%Y-%m-%d %H:%M:%S} UTC in {format_duration(seconds)}, by pgsnap {manifest.pgsnap}")]
+    took = format_duration(seconds) if seconds else "less than a second"  # the manifest counts whole ones
+    lines = [("taken", f"{manifest.started:%Y-%m-%d %H:%M:%S} UTC in {took}, by pgsnap {manifest.pgsnap}")]
     lines.append(("size", f"{format_size(manifest.size)} became {format_size(manifest.stored_size)}"))
     lines += [("in", f"{chosen.stores[number].label}/{chosen.name}/{backup.id}") for number in backup.stores]
     facts = {key: value for key, value in manifest.facts.items() if key != "notes" and not isinstance(value, (dict, list))}

@@ -14,6 +14,7 @@ wrong, so that one run shows it all. cattrs, pluggy and the plugins are imported
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Collection, Mapping
@@ -153,8 +154,16 @@ def _read(path: Path) -> dict[str, Any]:
         message = str(error)
     said, _, at = message.rpartition(" (at ")
     place = at.removesuffix(")") if said else ""
-    what = f"{said or message}"
-    raise ConfigError(f"{path}: {place + ': ' if place else ''}{what[:1].lower()}{what[1:]}; correct the TOML there.")
+    what = said or message
+    what = f"{what[:1].lower()}{what[1:]}"
+    remedy = "correct the TOML there"
+    if twice := re.fullmatch(r"cannot declare \((.*?),?\) twice", what):
+        name = ".".join(part.strip(" '\"") for part in twice[1].split(","))
+        several = name.rpartition(".")[2] in ("store", "transform", "notify")
+        what, remedy = f"[{name}] is there twice", f"write [[{name}]] for each of several" if several else "keep one of them"
+    elif what == "invalid value":
+        what, remedy = "this is no value", 'text stands in "quotes"'
+    raise ConfigError(f"{path}: {place + ': ' if place else ''}{what}; {remedy}.")
 
 
 def _from_file(path: Path, registry: Registry | None, roles: Collection[Role], environ: Mapping[str, str]) -> Config:

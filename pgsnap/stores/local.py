@@ -234,7 +234,10 @@ class LocalStore(Store):
             return [Finding("error", self.label, f"{directory} cannot be written by this user.", "Change its owner or its mode.")]
         free = os.statvfs(directory)
         room = free.f_bavail * free.f_frsize
-        return [Finding("ok" if room > 1 << 30 else "warning", self.label, f"{format_size(room)} are free.")]
+        if room > 1 << 30:
+            return [Finding("ok", self.label, f"{format_size(room)} are free.")]
+        remedy = "Make room if a backup may need more; one that does not fit is dropped whole from this store."
+        return [Finding("warning", self.label, f"Only {format_size(room)} are free.", remedy)]
 
 
 def _open_at_once(path: str, flags: int) -> int:

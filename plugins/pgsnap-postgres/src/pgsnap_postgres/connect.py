@@ -34,7 +34,7 @@ _CAUSES = (
     ),
     (r"database .* does not exist", "correct the database's name in the URL"),
     (r"role .* does not exist", "correct the user in the URL"),
-    (r"permission denied for database", "GRANT CONNECT ON DATABASE to this user"),
+    (r"permission denied for database", "GRANT CONNECT ON DATABASE to this user, or to a role that it is in"),
     (r"translate host name|resolve host|Name or service|nodename", "correct the host in the URL"),
     (r"Connection refused|No such file or directory", "check the host and the port in the URL, and that the server runs"),
     (r"timeout|timed out|No route|unreachable", "check the host in the URL, the network and its firewalls"),

@@ -95,7 +95,7 @@ def take_globals(begun: Begun, run: Run, *, needed: bool, owners: Collection[str
         if needed:
             raise
         run.log.warning("the roles could not be read and are not in this backup: %s", error)
-        text = b"-- The globals are not here: the role that took this backup could not read them.\n"
+        text = b"-- The globals are not here: they could not be read when this backup was taken, and its log says why.\n"
         return Globals(text, False, False, ("The roles could not be read and are not in this backup.",))
     finally:
         source.close()

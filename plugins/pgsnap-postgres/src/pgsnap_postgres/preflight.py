@@ -106,7 +106,7 @@ def _tables(options: PgDump, sessions: Sessions) -> list[Finding]:
         remedy = "Raise max_locks_per_transaction and restart the server."
         found.append(Finding("warning", "locks", f"The server has room for {limit} locks, and there are {count} tables.", remedy))
     elif not found:
-        found.append(Finding("ok", "tables", f"The role {role} may read all {count} tables."))
+        found.append(Finding("ok", "tables", f"The role {role} may read every table ({count})."))
     unlogged, foreign = sessions.rows(
         "SELECT count(*) FILTER (WHERE relpersistence = 'u' AND relkind = 'r'), count(*) FILTER (WHERE relkind = 'f') "
         "FROM pg_catalog.pg_class"
