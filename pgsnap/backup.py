@@ -80,7 +80,7 @@ class _Backup:
         self.started = started
         self.prefix = folder(pipeline.name, run.id)
         self.stores = StoreSet(pipeline.stores, run, pipeline.limits)
-        self.written: list[str] = []
+        self.written: dict[str, None] = {}  # in order, and quick to ask
         self.manifest: Manifest | None = None
         self.committed: set[int] = set()
         self.notify_errors: list[str] = []
@@ -243,7 +243,7 @@ class _Backup:
         key = f"{self.prefix}{name}"
         if key in self.written:
             raise StageError(f"two files of this backup would be called {name!r}; give the artifacts or sidecars other names.")
-        self.written.append(key)
+        self.written[key] = None
         return self.stores.write(key, chunks, name=name, expected=expected)
 
     def put_small(self, name: str, content: bytes) -> FileRecord:
@@ -267,7 +267,7 @@ class _Backup:
         numbers = [n for n in range(len(self.stores.stores)) if n not in self.committed]
         if not numbers or not self.written:
             return
-        for number, why in self.stores.remove(self.written, numbers).items():
+        for number, why in self.stores.remove(list(self.written), numbers).items():
             label = self.stores.stores[number].label
             self.run.log.warning(
                 "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why

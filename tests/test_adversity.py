@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -396,3 +399,30 @@ def test_the_time_limit_holds_though_a_grandchild_holds_the_pipe(how: str) -> No
     with pytest.raises(Aborted), run.watched():
         drain(stream)
     assert time.monotonic() - began < 10
+
+
+# --- signals ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(True, 2), (False, 1)])
+def test_what_was_ignored_from_the_start_stays_ignored(desk: Any, ignored: bool, code: int) -> None:
+    """nohup ignores SIGHUP for its child, and a script's shell SIGINT for what it starts with &: a logout must not end a backup."""
+    began = desk.folder / "began"
+    (desk.folder / "pgsnap.toml").write_text(
+        f"""
+        [pipeline.shop.dump]
+        use = "pg_dump"
+        url = {{ command = ["sh", "-c", "touch {began}; sleep 2"] }}
+        [[pipeline.shop.store]]
+        url = "{desk.folder}/one"
+        """
+    )
+    trap = "trap '' HUP; " if ignored else ""
+    argv = ["sh", "-c", f'{trap}exec "$0" backup', str(Path(sys.executable).with_name("pgsnap"))]
+    process = subprocess.Popen(argv, cwd=desk.folder, env=desk.env, stderr=subprocess.PIPE)
+    while not began.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    said = process.communicate(timeout=60)[1]
+    assert (code, ignored) == (process.returncode, b"SIGHUP" not in said), said
