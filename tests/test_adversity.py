@@ -299,6 +299,16 @@ def test_a_pipe_in_place_of_a_file_is_no_wait_for_ever(make: Make, tmp_path: Pat
     assert not getattr(outcome[0], "ok", False)
 
 
+def test_a_link_to_itself_does_not_hide_the_store(make: Make, tmp_path: Path) -> None:
+    """Nor one to nowhere, nor one to a folder: they are no objects, and the listing goes on."""
+    report = make().backup()
+    folder = tmp_path / "a" / "shop" / report.id
+    for name, target in {"loop": "loop", "nowhere": "nothing", "folder": "."}.items():
+        (folder / name).symlink_to(target)
+    held = scan(LocalStore(url=str(tmp_path / "a")), "shop")[report.id]
+    assert {path.name for path in folder.iterdir() if not path.is_symlink()} == set(held.entries)
+
+
 # --- listings -----------------------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +416,7 @@ def test_the_time_limit_holds_though_a_grandchild_holds_the_pipe(how: str) -> No
 
 @pytest.mark.parametrize(("ignored", "code"), [(True, 2), (False, 1)])
 def test_what_was_ignored_from_the_start_stays_ignored(desk: Any, ignored: bool, code: int) -> None:
-    """nohup ignores SIGHUP for its child, and a script's shell SIGINT for what it starts with &: a logout must not end a backup."""
+    """nohup ignores SIGHUP for its child, a script's shell SIGINT for what it starts by &: no logout ends a backup."""
     began = desk.folder / "began"
     (desk.folder / "pgsnap.toml").write_text(
         f"""

@@ -175,11 +175,14 @@ class LocalStore(Store):
                         if item.is_dir(follow_symlinks=False):
                             pending.append((directory / item.name, f"{path}{item.name}/"))
                         elif not item.name.endswith(PARTIAL):
-                            with contextlib.suppress(FileNotFoundError):  # deleted since the directory was read
+                            try:
                                 status = item.stat()
-                                if stat.S_ISREG(status.st_mode):
-                                    time = datetime.fromtimestamp(status.st_mtime, UTC)
-                                    yield Entry(path + item.name, status.st_size, time)
+                            except OSError as error:
+                                if isinstance(error, FileNotFoundError) or item.is_symlink():
+                                    continue  # deleted since the directory was read, or a link to nowhere
+                                raise
+                            if stat.S_ISREG(status.st_mode):
+                                yield Entry(path + item.name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
             except (FileNotFoundError, NotADirectoryError) as error:
                 if isinstance(error, NotADirectoryError):
                     raise StoreError(f"{self.label}: {directory} is a file; give a directory.", self.label) from error
