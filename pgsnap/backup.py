@@ -257,7 +257,8 @@ class _Backup:
     def refresh(self) -> None:
         """Say again that the run lives, so that nobody takes its unfinished backup for an orphan."""
         content = self.running_text()
-        results = self.stores.each(lambda store: store.write(f"{self.prefix}{RUNNING}", (content,)))
+        quick = StoreSet(self.stores.stores, self.run, QUIET)  # the end of the run waits for it
+        results = quick.each(lambda store: store.write(f"{self.prefix}{RUNNING}", (content,)), self.stores.alive)
         for result in results.values():
             if isinstance(result, PgsnapError):
                 self.run.log.warning("running.json could not be refreshed: %s", result)

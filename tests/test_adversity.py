@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ import pytest
 from pgsnap import (
     Aborted,
     ConfigError,
+    Dump,
     DumpError,
     FsspecStore,
     IntegrityError,
@@ -37,6 +39,7 @@ from pgsnap.blocks import read_file
 from pgsnap.catalog import scan
 from pgsnap.manifest import FileRecord, Manifest
 from pgsnap.process import read_process, through_process
+from pgsnap.store_set import Limits
 from pgsnap.streams import Chunks, Stream, drain
 from pgsnap.types import Facts
 
@@ -85,6 +88,38 @@ def test_a_manifest_that_arrives_late_finds_its_objects(make: Make, tmp_path: Pa
     assert report.manifest is not None
     alone = make(stores=[LocalStore(url=str(tmp_path / "late"), fsync=False)])
     assert alone.verify(report.id).ok
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_sign_of_life(make: Make, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """running.json is refreshed when the dump fails, and the store hangs: its ten minutes for large objects are not for that."""
+    refreshing, released = threading.Event(), threading.Event()
+
+    @attrs.frozen(kw_only=True)
+    class Hanging(LocalStore):
+        fsync: bool = False
+        writes: list[str] = attrs.field(factory=list)
+
+        def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:
+            self.writes.append(key)
+            if len(self.writes) > 1:
+                refreshing.set()
+                released.wait(60)
+            return LocalStore.write(self, key, chunks, expected=expected)
+
+    class Dumper(toy):  # type: ignore[misc]
+        @contextlib.contextmanager
+        def dump(self, run: Run) -> Iterator[Dump]:
+            assert refreshing.wait(30)
+            yield Dump(artifacts=[])
+
+    monkeypatch.setattr(backup_module, "REFRESH", 0.05)
+    monkeypatch.setattr(backup_module, "QUIET", Limits(stall=0.2, finish=0.2, grace=0.2))
+    began = time.monotonic()
+    with pytest.raises(DumpError):
+        make(dump=Dumper(), stores=[Hanging(url=str(tmp_path / "a"))], finish_timeout=20.0).backup()
+    took = time.monotonic() - began
+    released.set()
+    assert took < 10
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "{}/../{name}", "file://{}", "link"])
