@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,11 @@ import pytest
 from pgsnap import Artifact, Dump, Dumper, DumpError, LocalStore, Pipeline, RestoreRequest, Run, Source, StoreError
 from pgsnap.streams import Chunks, Stream
 from pgsnap.types import Entry, Facts
+
+# A shell that starts the tests by & or nohup has them ignore these, and so would every process that a test means to stop.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pattern(size: int) -> bytes:

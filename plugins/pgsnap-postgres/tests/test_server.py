@@ -202,17 +202,25 @@ with throwaway_server(directory=Path(sys.argv[1])) as server:
 """
 
 
-def start_script(base: Path, python: str = sys.executable, **options: object) -> subprocess.Popen[str]:
+class Script(subprocess.Popen[str]):
+    """A process that does not outlive its ``with``: a test that fails in there would wait for it for ever."""
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        super().__exit__(*exception)  # type: ignore[arg-type]
+
+
+def start_script(base: Path, python: str = sys.executable, **options: object) -> Script:
     """Run SCRIPT in a process of its own, which can be killed."""
     paths = [str(Path(package.__path__[0]).parent) for package in (pgsnap, pgsnap_postgres)]
     paths += [path for path in sys.path if path.endswith("-packages")]
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+    return Script(
         [python, "-c", SCRIPT, str(base)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        **options,
+        **options,  # type: ignore[arg-type]
     )
 
 
