@@ -31,8 +31,9 @@ ORDER = """
     reports
     stores
     builtin
-    stages blocks store_set
+    stages blocks store_set telling
     retention recover catalog source
+    summary
     copy
     catch_up
     backup restore verify prune
