@@ -1,8 +1,8 @@
 """What a pipeline tells people: one frozen class for each kind of event, and the words that every message is made of.
 
-    Event                 pipeline, id, time, text; title, level and facts for whoever lays a message out
+    Event                 pipeline, id, time, text, stores, cause, next step, log; title, level, facts to lay a message out
     ├── Started           a backup begins
-    ├── Finished          times, sizes, stores with their outcome, cause, next step, where RECOVER.txt is, the log
+    ├── Finished          times, sizes, sizes last time, throughput
     │   ├── Succeeded     it is in every store
     │   ├── Partial       it exists, but a store was lost or the quorum missed
     │   ├── Failed        there is no backup
@@ -93,18 +93,16 @@ class StoreOutcome:
 
 
 @attrs.frozen(kw_only=True)
-class StoreSummary:
+class StoreSummary(StoreOutcome):
     """One store in a summary: how many backups, how many bytes, the newest, and when one was last proved.
 
     ``error`` says why the store could not be read.
     """
 
-    label: str
     count: int = 0
     size: int = 0
     newest: datetime | None = None
     proved: datetime | None = None
-    error: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -116,6 +114,12 @@ class Event:
         id: The backup's id, where it is about one.
         time: When it happened, UTC.
         text: One sentence for a person, perhaps a few; never a secret.
+        stores: Stores that it is about, and what became of each.
+        cause: Why it went wrong; empty where it did not.
+        next_step: What to do now, if anything.
+        recover: Where RECOVER.txt lies, for each store that has the backup.
+        notes: What else is worth telling.
+        log: What the run logged; only where it went wrong.
     """
 
     kind: ClassVar[Kind]
@@ -124,6 +128,13 @@ class Event:
     id: str = ""
     time: datetime = attrs.field(factory=now)
     text: str = ""
+
+    stores: tuple[StoreOutcome, ...] = ()
+    cause: str = ""
+    next_step: str = ""
+    recover: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    log: str = attrs.field(default="", repr=False)
 
     @property
     def level(self) -> Grade:
@@ -171,13 +182,7 @@ class Finished(Event):
         started, ended: UTC.
         size, stored_size: Bytes, plain and in one store; 0 where there is no backup.
         last_size, last_stored_size: Those of the backup before; None where that is not known.
-        stores: Every store of the pipeline.
         quorum: How many stores were asked for.
-        cause: Why it went wrong; empty where it did not.
-        next_step: What to do now.
-        recover: Where RECOVER.txt is: a store's label, the pipeline and the id.
-        notes: What the dumper thought worth telling.
-        log: What the run logged; only where it went wrong.
     """
 
     started: datetime
@@ -186,13 +191,7 @@ class Finished(Event):
     stored_size: int = 0
     last_size: int | None = None
     last_stored_size: int | None = None
-    stores: tuple[StoreOutcome, ...] = ()
     quorum: int = 1
-    cause: str = ""
-    next_step: str = ""
-    recover: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    log: str = attrs.field(default="", repr=False)
 
     @classmethod
     def of(cls, report: BackupReport, **more: Any) -> Self:
@@ -322,10 +321,8 @@ class Verified(Event):
 
     kind: ClassVar[Kind] = "verified"
 
-    stores: tuple[StoreOutcome, ...] = ()
     size: int = 0
     decoded: bool = False
-    next_step: str = ""
 
     @property
     def level(self) -> Grade:
@@ -355,9 +352,6 @@ class Drilled(Event):
     started: datetime
     ended: datetime
     checks: tuple[tuple[str, str], ...] = ()
-    cause: str = ""
-    next_step: str = ""
-    log: str = attrs.field(default="", repr=False)
 
     @property
     def level(self) -> Grade:
