@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Source,
         Store,
         Transform,
+        check_on,
     )
     from pgsnap.errors import (
         Aborted,
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from pgsnap.types import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
 
 _HOME = {
-    "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform",
+    "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform check_on",
     "errors": "Aborted BusyError ConfigError Denied DumpError IntegrityError ManifestError NotFound NotifyError PgsnapError "
     "PluginError ProcessError RestoreError StageError StoreError Unsupported UpstreamError",
     "events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
@@ -139,6 +140,7 @@ __all__ = [
     "Verified",
     "VerifyReport",
     "__version__",
+    "check_on",
     "clip",
     "deliver",
     "escape_name",

@@ -36,6 +36,7 @@ __all__ = [
     "Source",
     "Store",
     "Transform",
+    "check_on",
 ]
 
 
@@ -308,7 +309,8 @@ class Store(Component):
 # --- notify ----------------------------------------------------------------------------------------------------------
 
 
-def _check_on(instance: object, attribute: attrs.Attribute[tuple[Kind, ...]], value: tuple[Kind, ...]) -> None:
+def check_on(instance: object, attribute: attrs.Attribute[tuple[Kind, ...]], value: tuple[Kind, ...]) -> None:
+    """Refuse what is no kind of event; for notifiers that give ``on`` another default."""
     for kind in value:
         if kind not in KINDS:
             close = get_close_matches(str(kind), KINDS, n=1)
@@ -323,7 +325,7 @@ ON: tuple[Kind, ...] = ("succeeded", "partial", "failed", "suspect", "drilled", 
 class Notifier(Component):
     """Tells people about events. It never changes the outcome of a backup; its own failure grades the run (exit code 3)."""
 
-    on: tuple[Kind, ...] = attrs.field(default=ON, validator=_check_on)
+    on: tuple[Kind, ...] = attrs.field(default=ON, validator=check_on)
 
     def wants(self, event: Event) -> bool:
         """Return whether an event is to be delivered: its kind is in ``on``; it went badly and ``failed`` is; or it is a test."""
