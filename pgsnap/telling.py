@@ -74,7 +74,8 @@ def tell(notifiers: Sequence[Notifier], event: Event, *, redact: Redactor, timeo
     if not chosen:
         return ()
     clean = redacted(event, redact)
-    patience = max(timeout - 2 * GRACE, timeout / 2)
+    patience = max(timeout - 2 * GRACE, timeout / 2)  # of the notifier itself; it shall find the better words
+    limit = max(timeout - 1.5 * GRACE, timeout * 0.6)
 
     def consumer(notifier: Notifier) -> Callable[[Iterator[bytes]], None]:
         def consume(stream: Iterator[bytes]) -> None:
@@ -83,7 +84,7 @@ def tell(notifiers: Sequence[Notifier], event: Event, *, redact: Redactor, timeo
 
         return consume
 
-    outcomes = fan_out((), [consumer(notifier) for notifier in chosen], finish=timeout - GRACE / 2, grace=GRACE)
+    outcomes = fan_out((), [consumer(notifier) for notifier in chosen], finish=limit, grace=GRACE)
     errors = []
     for notifier, outcome in zip(chosen, outcomes, strict=True):
         error = outcome.error

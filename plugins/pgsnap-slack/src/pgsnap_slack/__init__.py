@@ -78,10 +78,9 @@ class Slack(Notifier):
         try:
             answer = client.send(text=fallback(event), blocks=blocks(event), unfurl_links=False, unfurl_media=False)
         except (OSError, HTTPException) as error:
-            reason = getattr(error, "reason", None) or type(error).__name__
-            raise NotifyError(
-                f"Slack could not be reached: {one_line(str(reason))}; check the network.", transient=True
-            ) from None
+            slow = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+            reason = "it took too long" if slow else one_line(str(getattr(error, "reason", "") or type(error).__name__))
+            raise NotifyError(f"Slack could not be reached: {reason}; check the network.", transient=True) from None
         except Exception as error:  # a URL or an answer that slack_sdk or urllib cannot digest; their text may hold the URL
             raise NotifyError(
                 f"Slack's answer made no sense ({type(error).__name__}); check that the URL is a web hook."

@@ -148,7 +148,8 @@ class Webhook(Notifier):
             with error:
                 raise _refusal(error, str(host)) from None
         except (OSError, HTTPException) as error:
-            reason = one_line(str(getattr(error, "reason", "") or type(error).__name__))
+            slow = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+            reason = "it took too long" if slow else one_line(str(getattr(error, "reason", "") or type(error).__name__))
             raise NotifyError(f"{host} could not be reached: {clip(reason, 200)}; check the network.", transient=True) from None
         except ValueError:
             raise NotifyError(f"the URL at {host} cannot be used; correct webhook's url.") from None
