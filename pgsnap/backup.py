@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,19 @@ import attrs
 
 import pgsnap
 from pgsnap.catch_up import catch_up
-from pgsnap.components import Artifact, Notifier, Store
-from pgsnap.errors import ConfigError, Denied, DumpError, ManifestError, PgsnapError, StageError, StoreError
-from pgsnap.events import Event, Kind
+from pgsnap.components import Artifact, Store
+from pgsnap.errors import (
+    Aborted,
+    ConfigError,
+    Denied,
+    DumpError,
+    ManifestError,
+    PgsnapError,
+    ProcessError,
+    StageError,
+    StoreError,
+)
+from pgsnap.events import Failed, Partial, Started, Succeeded
 from pgsnap.manifest import (
     MANIFEST,
     RECOVER,
@@ -35,12 +45,13 @@ from pgsnap.manifest import (
 )
 from pgsnap.process import watch
 from pgsnap.recover import recover_text
-from pgsnap.redact import Redactor
 from pgsnap.reports import BackupReport, CopyReport, StoreResult
 from pgsnap.run import Progress, Run
 from pgsnap.stages import Encoding, finder
 from pgsnap.store_set import QUIET, StoreSet
-from pgsnap.streams import Chunks, Tap, drain, fan_out, take
+from pgsnap.streams import Chunks, Tap, take
+from pgsnap.summary import is_due, last_backup, summarize
+from pgsnap.telling import Voice
 from pgsnap.types import format_size, new_backup_id, plain_mapping
 
 if TYPE_CHECKING:
@@ -50,8 +61,10 @@ __all__ = ["backup"]
 
 REFRESH = 600.0
 """Seconds between two refreshments of running.json."""
-NOTIFY_SECONDS = 60.0
-"""Seconds that all notifiers together have for one event."""
+STARTED_SECONDS = 10.0
+"""Seconds that telling of the beginning may hold a dump up."""
+STOPPED_SECONDS = 15.0
+"""Seconds for telling of a run that a signal ended: who sent it waits some 30 before the next one kills."""
 
 
 def backup(pipeline: Pipeline, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
@@ -83,7 +96,7 @@ class _Backup:
         self.written: dict[str, None] = {}  # in order, and quick to ask
         self.manifest: Manifest | None = None
         self.committed: set[int] = set()
-        self.notify_errors: list[str] = []
+        self.voice = Voice(pipeline)
         self.caught_up: CopyReport | None = None
 
     # --- the run --------------------------------------------------------------------------------------------------
@@ -93,7 +106,9 @@ class _Backup:
             raise ConfigError(f"pipeline {self.pipeline.name!r} has no store; give it at least one.")
         log = self.run.log
         log.info("%s: backup %s begins", self.pipeline.name, self.run.id)
-        self.notify("started", f"{self.pipeline.name}: backup {self.run.id} begins.")
+        text = f"{self.pipeline.name}: backup {self.run.id} begins."
+        started = Started(pipeline=self.pipeline.name, id=self.run.id, time=self.started, text=text)
+        self.voice.tell(started, at_most=STARTED_SECONDS)
         try:
             with self.run.watched():
                 self.look_first()
@@ -103,18 +118,13 @@ class _Backup:
                 self.commit()
         except BaseException as error:
             self.discard()
+            self.notify_failure(error)
             if isinstance(error, PgsnapError):
                 error.report = self.report()
-                self.notify("failed", f"{self.pipeline.name}: no backup was made. {error}", error.report)
-                error.report = self.report()
-            elif isinstance(error, Exception):
-                self.notify("failed", f"{self.pipeline.name}: no backup was made. {type(error).__name__}", self.report())
             raise
         self.discard()
         self.catch_up()
-        report = self.report()
-        kind: Kind = "succeeded" if report.exit_code == 0 else "partial"
-        self.notify(kind, report.text, report)
+        self.notify_result()
         report = self.report()
         if report.exit_code == 1:
             failed = StoreError(f"{report.text}\nkept in: {', '.join(report.kept_in)}")
@@ -294,33 +304,53 @@ class _Backup:
             quorum=self.pipeline.quorum,
             manifest=self.manifest if self.committed else None,
             notes=tuple(str(note) for note in facts.get("notes", ())),
-            notify_errors=tuple(self.notify_errors),
+            notify_errors=tuple(self.voice.errors),
             caught_up=self.caught_up,
         )
 
-    def notify(self, kind: Kind, text: str, report: BackupReport | None = None) -> None:
-        text = Redactor.from_components(self.pipeline.components)(text)
-        event = Event(kind=kind, pipeline=self.pipeline.name, id=self.run.id, time=datetime.now(UTC), text=text, report=report)
-        self.notify_errors += tell(self.pipeline.notifiers, event)
+    def notify_failure(self, error: BaseException) -> None:
+        """Tell that there is no backup, with everything that was logged. Also where a signal ended the run, in less time."""
+        cause = str(error) if isinstance(error, PgsnapError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+        log = self.run.log
+        log.error("no backup was made: %s", cause)
+        if isinstance(error, ProcessError) and error.argv:
+            log.error("the command was: %s", " ".join(error.argv))
+            for line in error.stderr.splitlines():
+                log.error("it wrote: %s", line)
+        event = Failed.of(
+            self.report(),
+            text=f"{self.pipeline.name}: no backup was made. {cause}",
+            cause=cause,
+            next_step=_next_step(error, self.pipeline.name),
+            log=log.text,
+        )
+        self.voice.tell(event, at_most=None if isinstance(error, Exception) else STOPPED_SECONDS)
+
+    def notify_result(self) -> None:
+        """Tell where the backup is, compared with the one before; and that all is well, where that is due."""
+        report = self.report()
+        last = None
+        if self.voice.wanted(Succeeded.of(report)) or self.pipeline.summary != "never":
+            last = last_backup(self.pipeline, self.run.id)
+        more = {"last_size": last.size, "last_stored_size": last.stored_size} if last else {}
+        lost = [store.error for store in report.stores if not store.ok] + list(report.catch_up_errors)
+        if lost:
+            next_step = f"When that is put right, bring it up to date without another dump: pgsnap copy {self.pipeline.name}"
+            cause = " ".join(lost)
+            self.voice.tell(Partial.of(report, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+        else:
+            self.voice.tell(Succeeded.of(report, **more))
+        if is_due(self.pipeline, last, self.started):
+            self.voice.tell(summarize(self.pipeline))
 
 
-def tell(notifiers: Sequence[Notifier], event: Event) -> list[str]:
-    """Hand an event to every notifier that wants it, all at once, in bounded time; return the failures as sentences."""
-    chosen = [notifier for notifier in notifiers if event.kind in notifier.on]
-
-    def consumer(notifier: Notifier) -> Callable[[Iterator[bytes]], None]:
-        def consume(stream: Iterator[bytes]) -> None:
-            drain(stream)
-            notifier.notify(event, timeout=NOTIFY_SECONDS)
-
-        return consume
-
-    outcomes = fan_out((), [consumer(notifier) for notifier in chosen], finish=NOTIFY_SECONDS, grace=1.0)
-    return [
-        f"the notifier {notifier.name!r} failed: {outcome.error}"
-        for notifier, outcome in zip(chosen, outcomes, strict=True)
-        if outcome.error is not None
-    ]
+def _next_step(error: BaseException, pipeline: str) -> str:
+    """What a person can do about a run that made no backup."""
+    if isinstance(error, Aborted) or not isinstance(error, Exception):
+        return f"If nobody stopped it on purpose, run: pgsnap backup {pipeline}"
+    if isinstance(error, PgsnapError):
+        return f"'pgsnap doctor {pipeline}' looks whether a backup would work now; when it does, run: pgsnap backup {pipeline}"
+    return f"This is a fault in pgsnap or in a plugin: run 'pgsnap -v backup {pipeline}' and report it."
 
 
 def _sizes(store: Store, prefix: str) -> dict[str, int]:

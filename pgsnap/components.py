@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -35,6 +36,7 @@ __all__ = [
     "Source",
     "Store",
     "Transform",
+    "check_on",
 ]
 
 
@@ -307,21 +309,31 @@ class Store(Component):
 # --- notify ----------------------------------------------------------------------------------------------------------
 
 
-def _check_on(instance: object, attribute: attrs.Attribute[tuple[Kind, ...]], value: tuple[Kind, ...]) -> None:
+def check_on(instance: object, attribute: attrs.Attribute[tuple[Kind, ...]], value: tuple[Kind, ...]) -> None:
+    """Refuse what is no kind of event; for notifiers that give ``on`` another default."""
     for kind in value:
         if kind not in KINDS:
-            raise ConfigError(f"on = {kind!r} is no event; choose from {', '.join(KINDS)}.")
+            close = get_close_matches(str(kind), KINDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(KINDS)}."
+            raise ConfigError(f"on = {kind!r} is no event; {hint}")
+
+
+ON: tuple[Kind, ...] = ("succeeded", "partial", "failed", "suspect", "drilled", "summary")
 
 
 @attrs.frozen(kw_only=True)
 class Notifier(Component):
     """Tells people about events. It never changes the outcome of a backup; its own failure grades the run (exit code 3)."""
 
-    on: tuple[Kind, ...] = attrs.field(default=("succeeded", "partial", "failed"), validator=_check_on)
+    on: tuple[Kind, ...] = attrs.field(default=ON, validator=check_on)
+
+    def wants(self, event: Event) -> bool:
+        """Return whether an event is to be delivered: its kind is in ``on``; it went badly and ``failed`` is; or it is a test."""
+        return event.kind in self.on or event.kind == "test" or (event.level == "error" and "failed" in self.on)
 
     @abstractmethod
     def notify(self, event: Event, *, timeout: float) -> None:
-        """Deliver one event within ``timeout`` seconds.
+        """Deliver one event within ``timeout`` seconds; ``pgsnap.deliver`` repeats what may be repeated in that time.
 
         Raises:
             NotifyError: it could not be delivered.

@@ -149,9 +149,17 @@ class Denied(StoreError):
 
 
 class NotifyError(PgsnapError):
-    """A message could not be delivered."""
+    """A message could not be delivered.
+
+    ``transient`` says that the same call may succeed later; ``retry_after`` after how many seconds, where the receiver said so.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "", transient: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.transient = transient
+        self.retry_after = retry_after
 
 
 class BusyError(PgsnapError):

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -14,6 +14,7 @@ import attrs
 from pgsnap.catalog import Catalog
 from pgsnap.components import Component, Dumper, Notifier, RestoreRequest, Store, Transform
 from pgsnap.errors import ConfigError
+from pgsnap.events import Event
 from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.store_set import Limits
@@ -83,6 +84,8 @@ class Pipeline:
         finish_timeout: Seconds a store has to complete an object after its last byte.
         buffer: Bytes held for each store.
         catch_up_timeout: Seconds that a run may copy, after its commit, to stores that lack backups; 0: not at all.
+        notify_timeout: Seconds that all messages of one run may take together.
+        summary: How often a "still alive" message is sent: by the first run of a day, week or month in the time zone.
     """
 
     name: str = attrs.field()
@@ -98,6 +101,8 @@ class Pipeline:
     finish_timeout: float = attrs.field(default=600.0, validator=_seconds, metadata={"unit": "seconds"})
     buffer: int = attrs.field(default=8 << 20, metadata={"unit": "bytes"})
     catch_up_timeout: float = attrs.field(default=3600.0, metadata={"unit": "seconds"})
+    notify_timeout: float = attrs.field(default=60.0, validator=_seconds, metadata={"unit": "seconds"})
+    summary: Literal["never", "daily", "weekly", "monthly"] = attrs.field(default="never")
 
     @name.validator
     def _check_name(self, _: object, value: str) -> None:
@@ -132,6 +137,11 @@ class Pipeline:
     def _check_catch_up(self, _: object, value: float) -> None:
         if not value >= 0:
             raise ConfigError(f"catch_up_timeout is {value:g}; give a number of seconds, or 0 for no catch-up.")
+
+    @summary.validator
+    def _check_summary(self, _: object, value: str) -> None:
+        if value not in ("never", "daily", "weekly", "monthly"):
+            raise ConfigError(f"summary is {value!r}; choose from never, daily, weekly, monthly.")
 
     @property
     def limits(self) -> Limits:
@@ -184,17 +194,27 @@ class Pipeline:
         )
         return restore(self, request, backup=backup, progress=progress)
 
-    def verify(self, backup: str = "latest", *, decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def verify(
+        self, backup: str = "latest", *, decode: bool = False, notify: bool = False, progress: Progress | None = None
+    ) -> VerifyReport:
         """Check every byte of a backup in every store; see ``pgsnap.verify.verify``."""
         from pgsnap.verify import verify
 
-        return verify(self, backup=backup, decode=decode, progress=progress)
+        return verify(self, backup=backup, decode=decode, notify=notify, progress=progress)
 
-    def repair(self, backup: str = "latest", *, decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+    def notify(self, event: Event) -> tuple[str, ...]:
+        """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``pgsnap.telling.emit``."""
+        from pgsnap.telling import emit
+
+        return emit(self, event)
+
+    def repair(
+        self, backup: str = "latest", *, decode: bool = False, notify: bool = False, progress: Progress | None = None
+    ) -> VerifyReport:
         """Verify a backup, and replace what is damaged in one store by what is good in another; see ``pgsnap.repair.repair``."""
         from pgsnap.repair import repair
 
-        return repair(self, backup=backup, decode=decode, progress=progress)
+        return repair(self, backup=backup, decode=decode, notify=notify, progress=progress)
 
     def copy(self, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None) -> CopyReport:
         """Bring stores up to date from each other; see ``pgsnap.copy.copy``."""

@@ -43,6 +43,10 @@ FIRST_PARTY = {
     "age": "pgsnap-age",
     "checksum": "pgsnap-checksum",
     "s3": "pgsnap-s3",
+    "slack": "pgsnap-slack",
+    "email": "pgsnap-email",
+    "webhook": "pgsnap-webhook",
+    "apprise": "pgsnap-apprise",
 }
 """Names of our own plugins' components, for the hint that tells what to install."""
 

@@ -18,7 +18,7 @@ from pgsnap.manifest import MANIFEST, folder
 from pgsnap.reports import VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.store_set import StoreSet
-from pgsnap.verify import verify
+from pgsnap.verify import announced, verify
 
 if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline
@@ -26,11 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["repair"]
 
 
-def repair(pipeline: Pipeline, *, backup: str = "latest", decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+def repair(
+    pipeline: Pipeline,
+    *,
+    backup: str = "latest",
+    decode: bool = False,
+    notify: bool = False,
+    progress: Progress | None = None,
+) -> VerifyReport:
     """Verify one backup in each of its stores; where it is damaged, replace what is, and verify again.
 
     An object is replaced by a stream of verified blocks, and the old one stays until the new one is whole. What no store holds
-    undamaged stays as it is.
+    undamaged stays as it is. With ``notify`` the pipeline's notifiers are told of the result.
 
     Returns:
         The report of the last verification; ``repaired`` has what was replaced.
@@ -39,6 +46,11 @@ def repair(pipeline: Pipeline, *, backup: str = "latest", decode: bool = False, 
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
+    report = _repaired(pipeline, backup, decode, progress)
+    return announced(pipeline, report) if notify else report
+
+
+def _repaired(pipeline: Pipeline, backup: str, decode: bool, progress: Progress | None) -> VerifyReport:
     first = verify(pipeline, backup=backup, decode=decode, progress=progress)
     if first.ok:
         return first

@@ -139,6 +139,7 @@ class VerifyReport:
     decoded: bool
     size: int
     repaired: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    notify_errors: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -147,10 +148,10 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        """0, or 4 if anything is damaged, or 3 if everything that was damaged could be repaired."""
+        """0, or 4 if anything is damaged, or 3 if it could be repaired, or somebody could not be told."""
         if not self.ok:
             return 4
-        return 3 if any(self.repaired.values()) else 0
+        return 3 if any(self.repaired.values()) or self.notify_errors else 0
 
 
 @attrs.frozen(kw_only=True)

@@ -7,11 +7,13 @@ in the main thread; what it interrupts calls ``abort``.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from subprocess import DEVNULL
 from typing import IO, TypeAlias
 
@@ -19,12 +21,64 @@ from pgsnap.errors import Aborted
 from pgsnap.process import Child, spawn, watch
 from pgsnap.types import format_duration
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Progress", "Run", "RunLog"]
 
 logging.getLogger("pgsnap").addHandler(logging.NullHandler())  # a library is silent until its user listens
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with a subject (an artifact, or a store's label), the bytes done so far and the bytes expected, if known."""
+
+
+class RunLog(logging.Logger):
+    """The log of one run. What is logged goes to the library's loggers, if somebody listens, and is kept here in any case.
+
+    Each record carries ``pipeline`` and ``run``, the backup's id. Of a very long log the beginning and the end are kept.
+
+    Args:
+        run: Whose log it is.
+        public: Where the records go on to.
+    """
+
+    HEAD = TAIL = 2000
+    """Lines kept of the beginning and of the end."""
+
+    def __init__(self, run: Run, public: logging.Logger) -> None:
+        super().__init__(public.name, logging.INFO)
+        self._run = run
+        self._public = public
+        self._head: list[str] = []
+        self._tail: collections.deque[str] = collections.deque(maxlen=self.TAIL)
+        self._lines = 0
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= logging.INFO or self._public.isEnabledFor(level)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        record.pipeline, record.run = self._run.pipeline, self._run.id
+        if record.levelno >= logging.INFO:
+            self._keep(record)
+        if self._public.isEnabledFor(record.levelno):
+            self._public.handle(record)
+
+    def _keep(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+        except Exception as error:  # whoever logged it made a mistake, which must not end a backup
+            text = f"{record.msg!s} (it could not be formatted: {error})"
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        for line in text.splitlines() or [""]:
+            full = f"{time} {record.levelname.lower():7} {line}"
+            (self._head if len(self._head) < self.HEAD else self._tail).append(full)
+            self._lines += 1
+
+    @property
+    def text(self) -> str:
+        """What was logged at level INFO and above, one line each with its time (UTC). Not redacted."""
+        left_out = self._lines - len(self._head) - len(self._tail)
+        middle = [f"… ({left_out:,} lines are left out here)"] if left_out > 0 else []
+        return "".join(f"{line}\n" for line in [*list(self._head), *middle, *list(self._tail)])
 
 
 def _silent(subject: str, done: int, expected: int | None) -> None:
@@ -38,7 +92,7 @@ class Run:
         pipeline: The pipeline's name.
         id: The backup's id.
         timeout: Seconds after which the run aborts itself, once ``watched`` is entered; None: never.
-        log: Where components log; by default ``pgsnap.run``.
+        log: Where what components log goes on to; by default ``pgsnap.run``.
         progress: Called often, from several threads; it must be quick and must not raise.
         encrypted: Whether something in the pipeline encrypts. Where nothing does, a dumper leaves secrets such as role
             passwords out.
@@ -58,7 +112,7 @@ class Run:
         self.id = id
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
-        self.log = log or logging.getLogger("pgsnap.run")
+        self.log: RunLog = RunLog(self, log or logging.getLogger("pgsnap.run"))
         self.progress = progress
         self.encrypted = encrypted
         self._lock = threading.Lock()

@@ -5,28 +5,40 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import attrs
+
 from pgsnap.blocks import read_file, read_objects
 from pgsnap.catalog import Backup, Catalog, load_manifest
 from pgsnap.components import Store
 from pgsnap.errors import IntegrityError, ManifestError, PgsnapError, StoreError
+from pgsnap.events import StoreOutcome, Verified
 from pgsnap.manifest import Manifest, folder
 from pgsnap.reports import VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.source import BackupSource
 from pgsnap.stages import finder
 from pgsnap.streams import drain
+from pgsnap.telling import emit
 
 if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline
 
-__all__ = ["verify"]
+__all__ = ["announced", "verify"]
 
 
-def verify(pipeline: Pipeline, *, backup: str = "latest", decode: bool = False, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    pipeline: Pipeline,
+    *,
+    backup: str = "latest",
+    decode: bool = False,
+    notify: bool = False,
+    progress: Progress | None = None,
+) -> VerifyReport:
     """Read one backup in each of its stores and compare it with the manifest. Holds one block; changes nothing.
 
     Args:
         decode: Run the transforms backwards too and check the plain bytes; needs the keys.
+        notify: Tell the pipeline's notifiers of the result.
 
     Raises:
         NotFound: there is no such backup.
@@ -54,7 +66,41 @@ def verify(pipeline: Pipeline, *, backup: str = "latest", decode: bool = False, 
             problems = {label: (*seen, str(error)) for label, seen in problems.items()}
         except PgsnapError:
             pass  # told above, for each store
-    return VerifyReport(pipeline=pipeline.name, id=found.id, problems=problems, decoded=decode, size=read)
+    report = VerifyReport(pipeline=pipeline.name, id=found.id, problems=problems, decoded=decode, size=read)
+    return announced(pipeline, report) if notify else report
+
+
+def announced(pipeline: Pipeline, report: VerifyReport) -> VerifyReport:
+    """Tell the result to the pipeline's notifiers; return the report with what failed of that."""
+    return attrs.evolve(report, notify_errors=emit(pipeline, _event(report)))
+
+
+def _event(report: VerifyReport) -> Verified:
+    stores = tuple(StoreOutcome(label=label, error=" ".join(problems)) for label, problems in report.problems.items())
+    whole = [store.label for store in stores if not store.error]
+    next_step = ""
+    if report.ok:
+        text = f"{report.pipeline}: {report.id} is whole in {', '.join(whole)}."
+        if repaired := [label for label, keys in report.repaired.items() if keys]:
+            text += f" It was damaged in {', '.join(repaired)}, and was repaired there from another store."
+    else:
+        damaged = ", ".join(store.label for store in stores if store.error)
+        text = f"{report.pipeline}: {report.id} is damaged or cannot be read in {damaged}."
+        next_step = (
+            f"It is whole in {', '.join(whole)}: run 'pgsnap verify {report.pipeline} --backup {report.id} --repair'."
+            if whole
+            else f"No store has a whole copy: take a backup now (pgsnap backup {report.pipeline}) and verify the older ones "
+            f"(pgsnap verify {report.pipeline} --all)."
+        )
+    return Verified(
+        pipeline=report.pipeline,
+        id=report.id,
+        text=text,
+        stores=stores,
+        size=report.size,
+        decoded=report.decoded,
+        next_step=next_step,
+    )
 
 
 def _verify_in(store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run) -> tuple[tuple[str, ...], int]:

@@ -29,6 +29,7 @@ from pgsnap import (
     StoreError,
     Transform,
 )
+from pgsnap.events import Failed, Succeeded
 from pgsnap.manifest import Manifest
 from pgsnap.streams import Chunks, Stream
 from pgsnap.types import Facts
@@ -224,6 +225,73 @@ def test_a_failing_notifier_grades_and_changes_nothing(make: Make) -> None:
     assert 3 == report.exit_code
     assert ("the notifier 'remember' failed: nobody answers.",) * 2 == report.notify_errors
     assert 2 == len(report.kept_in)
+
+
+def test_a_failure_is_told_with_cause_next_step_and_log(make: Make, toy: Any) -> None:
+    """A person can see from the message alone what happened and what to do."""
+    remember = Remember()
+    with pytest.raises(DumpError):
+        make(dump=toy(fail_at=100_000), notifiers=[remember]).backup()
+    failed = remember.events[-1]
+    assert isinstance(failed, Failed)
+    assert "pg_dump failed with exit status 1: it was shot." == failed.cause
+    assert "'pgsnap doctor shop' looks whether a backup would work now; when it does, run: pgsnap backup shop" == failed.next_step
+    assert ("info", "error") == tuple(line.split()[2] for line in failed.log.splitlines())
+    assert failed.log.endswith("no backup was made: pg_dump failed with exit status 1: it was shot.\n")
+    assert () == failed.recover
+    assert all(store.error for store in failed.stores)
+
+
+def test_a_success_is_told_with_sizes_and_recover(make: Make, tmp_path: Path) -> None:
+    """Where RECOVER.txt lies, for each store; no log."""
+    remember = Remember()
+    report = make(notifiers=[remember]).backup()
+    done = remember.events[-1]
+    assert isinstance(done, Succeeded)
+    assert (report.size, report.stored_size) == (done.size, done.stored_size)
+    assert tuple(f"{tmp_path / store}/shop/{report.id}/RECOVER.txt" for store in "ab") == done.recover
+    assert all(Path(place).is_file() for place in done.recover)
+    assert "" == done.log
+
+
+class Stop(BaseException):
+    """As the command raises for a signal."""
+
+
+def test_a_run_that_a_signal_ended_is_told(make: Make, toy: Any) -> None:
+    """Who kills the nightly run, an operator or a scheduler, leaves nobody in the dark."""
+    remember = Remember()
+
+    @attrs.frozen(kw_only=True)
+    class Stopped(toy):  # type: ignore[misc]
+        name: ClassVar[str] = "stopped"
+
+        def dump(self, run: Any) -> Any:
+            raise Stop("SIGTERM")
+
+    with pytest.raises(Stop):
+        make(dump=Stopped(), notifiers=[remember]).backup()
+    failed = remember.events[-1]
+    assert isinstance(failed, Failed)
+    assert "Stop: SIGTERM" == failed.cause
+    assert "If nobody stopped it on purpose, run: pgsnap backup shop" == failed.next_step
+
+
+def test_a_notifier_that_failed_at_the_start_makes_no_partial_backup(make: Make) -> None:
+    """The backup is in every store, so that is what the others are told."""
+
+    @attrs.frozen(kw_only=True)
+    class Hoarse(Remember):
+        name: ClassVar[str] = "hoarse"
+
+        def notify(self, event: Event, *, timeout: float) -> None:
+            if event.kind == "started":
+                raise NotifyError("nobody answers.")
+
+    remember = Remember()
+    report = make(notifiers=[Hoarse(), remember]).backup()
+    assert 3 == report.exit_code
+    assert ["started", "succeeded"] == [event.kind for event in remember.events]
 
 
 def test_a_time_limit_ends_the_run(make: Make, toy: Any, tmp_path: Path) -> None:

@@ -22,11 +22,23 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its whole name."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+COMMANDS = dict(commands(cli))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_option_of_each_command_is_in_the_reference(name: str) -> None:
     """A command's section names all of its options, and no option that it does not have."""
     text = sections((ROOT / "docs/reference/cli.md").read_text())[name]
-    options = {opt for param in cli.commands[name].params if isinstance(param, click.Option) for opt in param.opts}
+    options = {opt for param in COMMANDS[name].params if isinstance(param, click.Option) for opt in param.opts}
     table = "\n".join(line for line in text.splitlines() if line.startswith("| `-"))
     named = set(re.findall(r"`(--?[a-z][a-z-]*)", "\n".join(line.split("|")[1] for line in table.splitlines())))
     assert options == named

@@ -97,6 +97,17 @@ class Email(Notifier):
     port: int = 25
     username: str = ""
     password: Secret | None = None
+    sender: str = ""
+
+    def notify(self, event: Event, *, timeout: float) -> None:
+        raise NotImplementedError
+
+
+@attrs.frozen(kw_only=True)
+class Webhook(Notifier):
+    name: ClassVar[str] = "webhook"
+    preset: str
+    url: Secret
 
     def notify(self, event: Event, *, timeout: float) -> None:
         raise NotImplementedError
@@ -129,7 +140,7 @@ class Later:
 
     @hookimpl
     def pgsnap_notifiers(self) -> Sequence[type[Notifier]]:
-        return [Slack, Email]
+        return [Slack, Email, Webhook]
 
 
 @pytest.fixture
@@ -164,6 +175,8 @@ EVERYTHING = {
     "SMTP_PORT": "587",
     "SMTP_USERNAME": "me",
     "SMTP_PASSWORD": "smtp-canary",
+    "SMTP_SENDER": "pgsnap@example.org",
+    "HEALTHCHECKS_URL": "https://hc.example/ping-canary",
 }
 
 
@@ -185,7 +198,15 @@ def test_everything_that_a_hosted_project_may_have(pipeline: Callable[..., Pipel
     to = ("me@example.org", "you@example.org")
     assert (
         Slack(webhook=Secret("https://hooks.example/slack-canary")),
-        Email(to=to, server="smtp.example", port=587, username="me", password=Secret("smtp-canary")),
+        Email(
+            to=to,
+            server="smtp.example",
+            port=587,
+            username="me",
+            password=Secret("smtp-canary"),
+            sender="pgsnap@example.org",
+        ),
+        Webhook(preset="healthchecks", url=Secret("https://hc.example/ping-canary")),
     ) == found.notifiers
 
 
@@ -238,7 +259,7 @@ def test_the_notes_name_variables_and_no_values() -> None:
     made = describe_environment(EVERYTHING)
     assert {
         "DATABASE_URL", "PGSNAP_NAME", "PGSNAP_DIR", "PGSNAP_AGE_RECIPIENTS", "AWS_S3_BACKUP_BUCKET", "GCS_BACKUP_BUCKET",
-        "SLACK_WEBHOOK_URL", "ADMIN_EMAIL",
+        "SLACK_WEBHOOK_URL", "ADMIN_EMAIL", "HEALTHCHECKS_URL",
     } == {note.subject for note in made.notes}  # fmt: skip
     assert "canary" not in repr(made.notes)
     (warning,) = [note for note in describe_environment({"DATABASE_URL": URL, "HOME": "/h"}).notes if note.level == "warning"]
@@ -307,8 +328,8 @@ def test_a_variable_whose_plugin_is_missing_is_an_error(tmp_path: Path) -> None:
     bare = Registry([("core", builtin), ("plugins", Plugins())])
     environ = {"DATABASE_URL": URL, "SLACK_WEBHOOK_URL": "https://canary"}
     assert [
-        "environment: pipeline.shop.notify[0] (slack): SLACK_WEBHOOK_URL is set, but there is no notify 'slack'; installed are: "
-        "none; correct the name or install its plugin."
+        "environment: pipeline.shop.notify[0] (slack): SLACK_WEBHOOK_URL is set, but the notify 'slack' is not installed; run: "
+        "pip install ./plugins/pgsnap-slack"
     ] == problems_of(environ, bare, tmp_path)
     assert [
         "environment: pipeline.shop.dump (pg_dump): DATABASE_URL is set, but the dump 'pg_dump' is not installed; run: pip "
@@ -343,14 +364,16 @@ def test_a_file_is_used_alone(registry: Registry, tmp_path: Path) -> None:
 
 def test_our_own_plugins_take_what_the_environment_gives(tmp_path: Path) -> None:
     """The stand-ins above have the names and options of the real ones."""
-    names = ("pgsnap_postgres", "pgsnap_gzip", "pgsnap_checksum", "pgsnap_age")
+    names = ("pgsnap_postgres", "pgsnap_gzip", "pgsnap_checksum", "pgsnap_age", "pgsnap_slack", "pgsnap_email", "pgsnap_webhook")
     plugins = [(name, pytest.importorskip(name)) for name in names]
     registry = Registry([("core", builtin), *plugins])
     recipient = registry.get("transform", "age").keygen(tmp_path / "key")  # type: ignore[attr-defined]
     environ = {"DATABASE_URL": URL, "HOME": "/h", "PGSNAP_AGE_RECIPIENTS": recipient}
+    environ |= {name: value for name, value in EVERYTHING.items() if name.startswith(("SLACK", "SMTP", "ADMIN", "HEALTH"))}
     (shop,) = load(registry=registry, environ=environ, directory=tmp_path).pipelines.values()
     assert ["gzip", "age", "checksum", "checksum"] == [transform.name for transform in shop.transforms]
     assert "pg_dump" == shop.dump.name
+    assert ["slack", "email", "webhook"] == [notifier.name for notifier in shop.notifiers]
 
 
 # --- init ------------------------------------------------------------------------------------------------------------

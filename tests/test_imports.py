@@ -31,8 +31,9 @@ ORDER = """
     reports
     stores
     builtin
-    stages blocks store_set
+    stages blocks store_set telling
     retention recover catalog source
+    summary
     copy
     catch_up
     backup restore verify prune
@@ -156,9 +157,10 @@ def test_threads_are_in_two_modules_only() -> None:
     assert ALLOWED_STARTERS >= {entry.rpartition("/")[2].split(":")[0] for entry in wrong}, wrong
 
 
-ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py"}
+ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py", "web.py"}
 """pgsnap_postgres' throwaway server, which outlives any stream: the server itself and the keeper that stops it. The fault proxy
-of the tests, a process of its own. The object stores' connections, which run coroutines on the loop of fsspec's own thread."""
+of the tests, a process of its own, and their web server. The object stores' connections, which run coroutines on the loop of
+fsspec's own thread."""
 
 
 def loaded_by(program: str) -> set[str]:

@@ -14,7 +14,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgsnap import ConfigError, IntegrityError, LocalStore, ManifestError, NotFound, Pipeline, RestoreError, StoreError
+from pgsnap import (
+    ConfigError,
+    Event,
+    IntegrityError,
+    LocalStore,
+    ManifestError,
+    NotFound,
+    Notifier,
+    NotifyError,
+    Pipeline,
+    RestoreError,
+    StoreError,
+    Verified,
+)
 from pgsnap.blocks import read_objects
 from pgsnap.catalog import scan
 from pgsnap.manifest import ObjectRecord
@@ -269,6 +282,50 @@ def test_verify_decodes_when_asked(make: Make, tmp_path: Path) -> None:
     (tmp_path / "a" / "shop" / report.id / "manifest.json").write_bytes(forged.to_bytes())
     assert pipeline.verify().ok
     assert False is pipeline.verify(decode=True).ok
+
+
+@attrs.frozen(kw_only=True)
+class Remember(Notifier):
+    """Keeps the events."""
+
+    name: ClassVar[str] = "remember"
+    on: tuple[Any, ...] = ("failed",)
+    broken: bool = False
+    events: list[Event] = attrs.field(factory=list)
+
+    def notify(self, event: Event, *, timeout: float) -> None:
+        self.events.append(event)
+        if self.broken:
+            raise NotifyError("nobody answers.")
+
+
+def test_verify_tells_when_asked(make: Make, tmp_path: Path) -> None:
+    """Damage reaches who asked for failures, with the way out; a whole backup only who asked for that."""
+    quiet, talkative = Remember(), Remember(on=("verified",))
+    pipeline = make(notifiers=[quiet, talkative])
+    report = pipeline.backup()
+    pipeline.verify(notify=True)
+    assert ([], ["ok"]) == (quiet.events, [event.level for event in talkative.events])
+    damage(tmp_path / "b" / "shop" / report.id / "shop.dump", 3, "flip")
+    pipeline.verify()
+    found = pipeline.verify(notify=True)
+    assert (4, ()) == (found.exit_code, found.notify_errors)
+    (told,) = quiet.events
+    assert isinstance(told, Verified)
+    assert (report.id, "error", "shop: a backup is DAMAGED") == (told.id, told.level, told.title)
+    assert f"It is whole in {tmp_path / 'a'}: run 'pgsnap verify shop --backup {report.id} --repair'." == told.next_step
+    assert [False, True] == [bool(store.error) for store in told.stores]
+    damage(tmp_path / "a" / "shop" / report.id / "shop.dump", 3, "flip")
+    pipeline.verify(notify=True)
+    assert "No store has a whole copy" in quiet.events[-1].next_step  # type: ignore[attr-defined]
+
+
+def test_a_verification_that_nobody_heard_of(make: Make) -> None:
+    """Exit code 3: whole, but not told."""
+    pipeline = make(notifiers=[Remember(on=("verified",), broken=True)])
+    pipeline.backup()
+    report = pipeline.verify(notify=True)
+    assert (3, ("the notifier 'remember' failed: nobody answers.",)) == (report.exit_code, report.notify_errors)
 
 
 # --- copy --------------------------------------------------------------------------------------------------------------

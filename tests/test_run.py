@@ -218,3 +218,53 @@ def test_a_child_of_another_run_lives_on() -> None:
     assert free.process.poll() is None
     child.release()
     free.release()
+
+
+# --- the log of a run ------------------------------------------------------------------------------------------------
+
+
+def test_the_log_is_kept_though_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    """Silent by default, and yet a failure can be told with all that was logged."""
+    run = Run("shop", "20261122T080000Z-4f3a")
+    run.log.info("%s tables", 3)
+    run.log.debug("too much")
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        run.log.exception("it broke")
+    lines = run.log.text.splitlines()
+    assert "info    3 tables" == lines[0][20:]
+    assert "error   it broke" == lines[1][20:]
+    assert "ValueError: inner" in lines[-1]
+    assert not any("too much" in line for line in lines)
+    assert ("", "") == capfd.readouterr()
+
+
+def test_records_carry_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever listens sees the logger's name, the pipeline and the id; levels count as for any logger."""
+    run = Run("shop", "20261122T080000Z-4f3a")
+    with caplog.at_level(logging.WARNING, "pgsnap.run"):
+        run.log.info("kept, not shown")
+        run.log.warning("shown")
+    (record,) = caplog.records
+    assert ("pgsnap.run", "shown", "shop", run.id) == (record.name, record.getMessage(), record.pipeline, record.run)  # type: ignore[attr-defined]
+    assert 2 == len(run.log.text.splitlines())
+
+
+def test_a_very_long_log_keeps_its_beginning_and_its_end() -> None:
+    """Memory is bounded, and the log says what is missing."""
+    run = Run("shop")
+    for number in range(10_000):
+        run.log.info("line %d", number)
+    lines = run.log.text.splitlines()
+    assert lines[0].endswith("line 0")
+    assert lines[-1].endswith("line 9999")
+    assert "… (6,000 lines are left out here)" == lines[2000]
+    assert 4001 == len(lines)
+
+
+def test_a_bad_log_call_ends_nothing() -> None:
+    """Arguments that do not fit are shown as they are."""
+    run = Run("shop")
+    run.log.info("%d tables", "three")
+    assert "%d tables (it could not be formatted:" in run.log.text

@@ -11,6 +11,7 @@ import click
 
 from pgsnap.cli.backup import backup, copy
 from pgsnap.cli.inspect import list_backups, show, verify
+from pgsnap.cli.notify import notify
 from pgsnap.cli.restore import restore
 from pgsnap.cli.session import Session
 from pgsnap.cli.setup import doctor, init, keygen, plugins
@@ -43,7 +44,7 @@ def cli(context: click.Context, config: str | None, log_format: str, quiet: bool
     context.obj.configure(config, log_format, quiet, verbose)
 
 
-for command in (backup, list_backups, show, restore, verify, copy, doctor, init, keygen, plugins):
+for command in (backup, list_backups, show, restore, verify, copy, doctor, notify, init, keygen, plugins):
     cli.add_command(command)
 
 

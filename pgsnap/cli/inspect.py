@@ -154,6 +154,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
 @click.option("--repair", is_flag=True, help="Replace what is damaged by what another store holds undamaged, and verify again.")
 @click.option("--decode", is_flag=True, help="Decrypt and decompress too, and check the plain bytes; needs the key.")
 @click.option("--identity", metavar="FILE", help="The private key, for --decode.")
+@click.option("--notify", is_flag=True, help="Tell the result to the pipeline's notifiers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
 @pass_session
 def verify(
@@ -164,6 +165,7 @@ def verify(
     repair: bool,
     decode: bool,
     identity: str | None,
+    notify: bool,
     as_json: bool,
 ) -> int:
     """Read backups in every store and compare each byte with the manifest."""
@@ -174,7 +176,7 @@ def verify(
     use_identity(identity)
     codes: list[int] = []
     documents: list[dict[str, object]] = []
-    for pipeline in session.pipelines(names, READERS):
+    for pipeline in session.pipelines(names, READERS | {"notify"} if notify else READERS):
         try:
             ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
         except PgsnapError as error:
@@ -185,7 +187,7 @@ def verify(
             try:
                 with session.progress() as progress:
                     check = pipeline.repair if repair else pipeline.verify
-                    report = check(id, decode=decode, progress=progress)
+                    report = check(id, decode=decode, notify=notify, progress=progress)
             except PgsnapError as error:
                 codes.append(session.failed(error))
                 documents.append({"pipeline": pipeline.name, "id": id, "ok": False, "error": session.redact(str(error))})
@@ -200,8 +202,11 @@ def verify(
                     "size": report.size,
                     "problems": dict(report.problems),
                     "repaired": dict(report.repaired),
+                    "notify_errors": list(report.notify_errors),
                 }
             )
+            for text in report.notify_errors:
+                session.line(f"warning: {text}", "yellow", "warning")
             for label, keys in report.repaired.items():
                 if keys:
                     session.line(f"{pipeline.name}: {report.id}: repaired in {label}: {', '.join(keys)}", "yellow", "warning")

@@ -133,16 +133,19 @@ class Session:
         else:
             self.console.print(text, style=style or None, markup=False)
 
-    def error(self, text: str) -> None:
-        """Print an error on stderr."""
-        self.line(text if self.json_log else f"error: {text}", "bold red", "error")
+    def error(self, text: str, **about: object) -> None:
+        """Print an error on stderr; ``about`` goes into a JSON line."""
+        if self.json_log:
+            self.emit("error", text, **about)
+        else:
+            self.line(f"error: {text}", "bold red", "error")
 
     def emit(self, level: str, text: str, **fields: object) -> None:
         """Print a JSON line on stderr."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        click.echo(
-            json.dumps({"time": now, "level": level, "message": self.redact(text), **fields}, ensure_ascii=False), err=True
-        )
+        document = {"time": now, "level": level, "message": text, **fields}
+        clean = {key: self.redact(value) if isinstance(value, str) else value for key, value in document.items()}
+        click.echo(json.dumps(clean, ensure_ascii=False), err=True)
 
     def failed(self, error: Exception) -> int:
         """Print an error that ends the command; return the exit code."""
@@ -150,7 +153,9 @@ class Session:
             for problem in error.problems:
                 self.error(problem)
         elif isinstance(error, PgsnapError):
-            self.error(str(error))
+            report = error.report
+            about = {"pipeline": report.pipeline, "run": report.id} if hasattr(report, "pipeline") else {}
+            self.error(str(error), **about)
         elif isinstance(error, ImportError):
             from pgsnap.config.wording import missing_package
 
@@ -232,7 +237,8 @@ class _Lines(logging.Handler):
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
             level = record.levelname.lower()
             if self._session.json_log:
-                self._session.emit(level, text, logger=record.name)
+                about = {key: getattr(record, key) for key in ("pipeline", "run") if getattr(record, key, "")}
+                self._session.emit(level, text, logger=record.name, **about)
                 return
             time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
             prefix = "" if record.levelno < logging.WARNING else f"{level}: "

@@ -7,7 +7,8 @@
     GCS_BACKUP_BUCKET        another (its driver reads GOOGLE_APPLICATION_CREDENTIALS)
     PGSNAP_AGE_RECIPIENTS    encrypt for these, separated by commas
     SLACK_WEBHOOK_URL        tell a channel
-    ADMIN_EMAIL              tell a person, with SMTP_SERVER, SMTP_PORT, SMTP_USERNAME, SMTP_PASSWORD
+    ADMIN_EMAIL              tell a person, with SMTP_SERVER, SMTP_PORT, SMTP_USERNAME, SMTP_PASSWORD, SMTP_SENDER
+    HEALTHCHECKS_URL         ping a dead man's switch, which notices a night in which nothing ran
 
 It is made as the same document that a TOML file would be, with secrets as ``{ env = … }``: so the same rules check it, and
 ``pgsnap init`` writes it down as it is. A variable whose plugin is missing is an error, not a skip.
@@ -31,6 +32,7 @@ __all__ = ["Described", "describe_environment", "is_described"]
 
 BUCKETS = {"AWS_S3_BACKUP_BUCKET": "s3", "GCS_BACKUP_BUCKET": "gs"}
 SMTP = {"server": "SMTP_SERVER", "port": "SMTP_PORT", "username": "SMTP_USERNAME", "password": "SMTP_PASSWORD"}
+SMTP |= {"sender": "SMTP_SENDER"}
 KEPT_DAYS = 7
 
 
@@ -122,6 +124,10 @@ def describe_environment(environ: Mapping[str, str], *, dump: bool = True) -> De
         note("ADMIN_EMAIL", "gets an e-mail about each run.")
     elif environ.get("ADMIN_EMAIL"):
         note("ADMIN_EMAIL", "gets no e-mail, because SMTP_SERVER is not set.", "Set SMTP_SERVER, or unset ADMIN_EMAIL.")
+    if environ.get("HEALTHCHECKS_URL"):
+        because[f"{path}.notify[{len(notifiers)}]"] = "HEALTHCHECKS_URL"
+        notifiers.append({"use": "webhook", "preset": "healthchecks", "url": {"env": "HEALTHCHECKS_URL"}})
+        note("HEALTHCHECKS_URL", "is pinged at the start and the end of each run.")
     if problems:
         raise ConfigError(problems=problems)
 

@@ -33,6 +33,7 @@ COMMENTS = {
     "checksum": "Puts a file beside each stored one that md5sum -c or sha256sum -c accepts.",
     "slack": "Tells a channel how each run ended.",
     "email": "Tells a person how each run ended.",
+    "webhook": "Pings a dead man's switch, which notices a night in which nothing ran.",
 }
 NO_AGE = """\
 # Encryption: 'pgsnap keygen' makes a key pair; only who has its private key can read the backups.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import attrs
 import pytest
 
 from pgsnap.components import Component, Notifier
 from pgsnap.errors import NotifyError
-from pgsnap.events import KINDS, Event, Kind
+from pgsnap.events import EVENTS, KINDS, Event, Finished, Kind, StoreOutcome, StoreSummary
 from pgsnap.testing.component import ComponentConformance
 from pgsnap.testing.sources import no_thread_left
 from pgsnap.types import Secret
@@ -49,7 +50,7 @@ class NotifierConformance(ComponentConformance):
             notifier.notify(event(kind), timeout=10)
         (text,) = received()
         assert "shop" in text
-        assert "3 backups <in> 2 stores & 한국어" in text
+        assert TEXT in text
 
     def test_a_pickled_copy_delivers(self, notifier: Notifier, received: Callable[[], Sequence[str]]) -> None:
         """A notifier holds no connection."""
@@ -70,12 +71,26 @@ class NotifierConformance(ComponentConformance):
                 assert value.reveal() not in repr(caught.value.__cause__)
 
 
+WHEN = datetime(2026, 11, 22, 8, tzinfo=UTC)
+TEXT = "3 backups <in> 2 stores & 한국어"
+OFFLINE = "s3://my-backups: it is offline."
+STORES = (StoreOutcome(label="/var/backups/pgsnap"), StoreOutcome(label="s3://my-backups", error=OFFLINE))
+
+
 def event(kind: Kind) -> Event:
-    """Return an event to deliver."""
-    return Event(
-        kind=kind,
-        pipeline="shop",
-        id="20261122T080000Z-4f3a",
-        time=datetime(2026, 11, 22, 8, tzinfo=UTC),
-        text="3 backups <in> 2 stores & 한국어",
-    )
+    """Return an event to deliver, with all that its kind may have."""
+    more: dict[str, Any] = {}
+    if issubclass(EVENTS[kind], Finished):
+        more = {"started": WHEN, "ended": WHEN + timedelta(seconds=192), "log": "2026-11-22 08:00:00 info    it begins\n"}
+        more |= {"size": 4_200_000_000, "stored_size": 900_000_000, "last_size": 4_100_000_000, "last_stored_size": 880_000_000}
+        more |= {"stores": STORES[:1] if kind == "succeeded" else STORES, "notes": ("a note",)}
+        more |= {} if kind == "succeeded" else {"cause": OFFLINE, "next_step": "pgsnap copy shop"}
+    elif kind == "drilled":
+        more = {"started": WHEN, "ended": WHEN + timedelta(seconds=60), "checks": (("tables", "42"),)}
+    elif kind == "pruned":
+        more = {"store": "/var/backups/pgsnap", "deleted": ("20261115T080000Z-4f3a",), "kept": 7, "size": 900_000_000}
+    elif kind == "verified":
+        more = {"stores": STORES, "size": 900_000_000, "next_step": "pgsnap copy shop"}
+    elif kind == "summary":
+        more = {"stores": (StoreSummary(label="/var/backups/pgsnap", count=7, size=1, newest=WHEN, proved=WHEN),), "count": 7}
+    return EVENTS[kind](pipeline="shop", id="20261122T080000Z-4f3a", time=WHEN, text=TEXT, **more)
