@@ -28,9 +28,9 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 def partial_size(folder: Path) -> int:
-    """Bytes that an unfinished object has so far."""
+    """Bytes that an unfinished dump has so far; running.json is written the same way, before pg_dump starts."""
     sizes = []
-    for path in folder.rglob("*.partial"):
+    for path in folder.rglob("*.dump.*.partial"):
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
