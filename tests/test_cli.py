@@ -146,7 +146,7 @@ def toys(desk: Any) -> Toys:
 
 @pytest.mark.parametrize("name", ["", *sorted(cli.commands)])
 def test_help_has_every_option_and_fits_a_screen(toys: Toys, name: str) -> None:
-    """Also where there is no configuration; no line is longer than 80 characters."""
+    """Also where there is no configuration; no line is longer than 80 characters, no sentence cut off."""
     (toys.folder / "pgsnap.toml").unlink()
     text = toys.run(*([name] if name else []), "--help").stdout
     command: click.Command = cli.commands[name] if name else cli
@@ -154,6 +154,7 @@ def test_help_has_every_option_and_fits_a_screen(toys: Toys, name: str) -> None:
         assert option in text
     assert text.startswith("Usage: pgsnap")
     assert max(map(len, text.splitlines())) <= 80
+    assert [] == [line for line in text.splitlines()[1:] if line.endswith("...")]
 
 
 def test_without_arguments_it_shows_its_help(toys: Toys) -> None:

@@ -87,7 +87,7 @@ def _document(name: str, report: object, error: PgsnapError | None, session: Ses
     }
 
 
-@click.command()
+@click.command(short_help="Copy what a store lacks from those that have it; no dump.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--to", metavar="STORE", help="Only to this store, by its URL.")
 @click.option("--backup", "-b", "ids", multiple=True, metavar="ID", help="Only these backups; default: all that are missing.")

@@ -21,7 +21,7 @@ __all__ = ["list_backups", "show", "verify"]
 READERS = {"store", "transform"}
 
 
-@click.command("list")
+@click.command("list", short_help="List the backups, the newest last.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
 @pass_session
@@ -145,7 +145,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
     return 0
 
 
-@click.command()
+@click.command(short_help="Compare every byte of a backup, in each store.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."

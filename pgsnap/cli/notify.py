@@ -36,7 +36,7 @@ def test(session: Session, names: Sequence[str], as_json: bool) -> int:
     return _send(session, session.pipelines(names, {"notify"}), event, as_json)
 
 
-@notify.command()
+@notify.command(short_help="Say that all is well, or what is not.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 @pass_session

@@ -16,7 +16,7 @@ from pgsnap.errors import ConfigError, PluginError
 __all__ = ["doctor", "init", "keygen", "plugins"]
 
 
-@click.command()
+@click.command(short_help="Write a configuration from what the environment holds.")
 @click.option("--output", "-o", default="pgsnap.toml", show_default=True, metavar="FILE", help="Where to write; '-' is stdout.")
 @pass_session
 def init(session: Session, output: str) -> int:
@@ -41,7 +41,7 @@ def init(session: Session, output: str) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Make a key pair; the public key is printed.")
 @click.argument("transform", default="age")
 @click.option("--output", "-o", required=True, metavar="FILE", help="Where the private key goes; it must not exist yet.")
 @pass_session
@@ -66,7 +66,7 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-@click.command()
+@click.command(short_help="Look whether a backup would work now; changes nothing.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
 @pass_session
@@ -95,7 +95,7 @@ def doctor(session: Session, names: Sequence[str], as_json: bool) -> int:
     return 1 if failed else 0
 
 
-@click.command()
+@click.command(short_help="List the plugins that are installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
 @pass_session
 def plugins(session: Session, as_json: bool) -> int:

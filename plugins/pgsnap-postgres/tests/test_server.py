@@ -214,13 +214,13 @@ def start_script(base: Path, python: str = sys.executable, **options: object) ->
     """Run SCRIPT in a process of its own, which can be killed."""
     paths = [str(Path(package.__path__[0]).parent) for package in (pgsnap, pgsnap_postgres)]
     paths += [path for path in sys.path if path.endswith("-packages")]
-    return Script(
+    return Script(  # type: ignore[call-overload, no-any-return]
         [python, "-c", SCRIPT, str(base)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
