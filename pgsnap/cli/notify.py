@@ -21,7 +21,7 @@ def notify() -> None:
     """Tell people something now: a test, or a summary."""
 
 
-@notify.command()
+@notify.command(short_help="Send a marked test through every notifier.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 @pass_session
