@@ -200,7 +200,7 @@ class S3(Store):
             raise self._wrapped(error, f"write {key}") from error
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
-        """See ``Store.read``. Holds some ranges of 8 MiB."""
+        """See ``Store.read``. Holds some ranges of 4 MiB."""
         from pgsnap_s3.download import Download
 
         try:

@@ -20,7 +20,7 @@ from pgsnap_s3.failures import is_transient, status_of
 
 __all__ = ["Download"]
 
-RANGE = 8 * CHUNK
+RANGE = 4 * CHUNK
 """The bytes that one request asks for."""
 STEP = 256 << 10
 """Bytes that an attempt must have brought for its failure not to count."""
@@ -37,7 +37,7 @@ class Download:
     ranges_in_flight: int
 
     def receive(self, start: int, length: int | None) -> Stream:
-        """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 8 MiB."""
+        """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 4 MiB."""
         patience = Patience()
         first, total, etag = self._first(start, RANGE if length is None else min(length, RANGE), patience)
         end = total if length is None else start + length
