@@ -31,7 +31,7 @@ ORDER = """
     reports
     stores
     builtin
-    stages blocks store_set
+    stages blocks store_set doctor
     retention recover catalog source
     copy
     catch_up

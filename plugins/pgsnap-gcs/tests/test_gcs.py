@@ -13,7 +13,7 @@ import pytest
 
 from pgsnap import ConfigError, Denied, Run, Secret, StoreError
 from pgsnap.streams import drain
-from pgsnap.testing import StoreConformance, text
+from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_gcs import Gcs, connection
 
@@ -32,6 +32,14 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 class TestGcs(StoreConformance):
     """All rules of a store, in a folder of a bucket, with parts of 1 MiB."""
+
+    @pytest.fixture
+    def store(self, gcs: Gcs) -> Gcs:
+        return gcs
+
+
+class TestDoctor(StoreExamination):
+    """What doctor says of it."""
 
     @pytest.fixture
     def store(self, gcs: Gcs) -> Gcs:

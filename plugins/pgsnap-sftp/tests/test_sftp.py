@@ -14,7 +14,7 @@ import pytest
 
 from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError
 from pgsnap.streams import drain
-from pgsnap.testing import StoreConformance, text
+from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_sftp import Sftp, connection
 
@@ -25,6 +25,14 @@ DATA = text(SIZE)
 
 class TestSftp(StoreConformance):
     """All rules of a store."""
+
+    @pytest.fixture
+    def store(self, sftp: Sftp) -> Sftp:
+        return sftp
+
+
+class TestDoctor(StoreExamination):
+    """What doctor says of it."""
 
     @pytest.fixture
     def store(self, sftp: Sftp) -> Sftp:

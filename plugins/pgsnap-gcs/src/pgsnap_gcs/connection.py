@@ -254,9 +254,8 @@ def is_transient(error: BaseException) -> bool:
         return True
     import aiohttp
     import google.auth.exceptions
-    import requests
 
-    return isinstance(error, (aiohttp.ClientError, google.auth.exceptions.TransportError, requests.ConnectionError))
+    return isinstance(error, (aiohttp.ClientError, google.auth.exceptions.TransportError))
 
 
 PERMISSIONS = {

@@ -338,6 +338,12 @@ class S3(Store):
             return [Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
         return [Finding("ok", self.label, "it can be listed.")]
 
+    def examine(self, run: Run) -> Sequence[Finding]:
+        """Begin and abort a multipart upload, look for those left behind, at versioning, and at the lock if one is configured."""
+        from pgsnap_s3.examination import examine
+
+        return examine(self._connect(), self.label, self._bucket, f"{self._root}{run.pipeline}/", self.object_lock is not None)
+
 
 class _Source:
     """The chunks to write, and what they raised: that is not the store's to wrap."""
