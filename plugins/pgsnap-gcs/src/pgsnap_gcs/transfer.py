@@ -140,7 +140,7 @@ class Download:
         if end > total or start > total:
             raise StoreError(f"{self.label}: {self.key} has {total} bytes, but {end} are needed; it was cut short.", self.label)
 
-        def fetch(range_: tuple[int, int]) -> bytes:
+        def fetch(range_: tuple[int, int]) -> bytearray:
             return self._range(*range_, generation, patience)
 
         ranges = ((begin, min(begin + RANGE, end)) for begin in range(start, end, RANGE))
@@ -151,7 +151,7 @@ class Download:
             finally:
                 patience.cancel()
 
-    def _range(self, begin: int, end: int, generation: str, patience: Patience) -> bytes:
+    def _range(self, begin: int, end: int, generation: str, patience: Patience) -> bytearray:
         into = bytearray()
         params = {"alt": "media", **({"generation": generation} if generation else {})}
 
@@ -165,7 +165,7 @@ class Download:
         self._insist(get, into, patience)
         if len(into) > end - begin:
             raise StoreError(f"{self.label}: cannot read {self.key}: the server gave more than was asked for.", self.label)
-        return bytes(into)
+        return into
 
     def _insist(self, get: Callable[[], None], into: bytearray, patience: Patience) -> None:
         """Ask again and again as long as something comes, and a few times where nothing does."""
@@ -179,6 +179,7 @@ class Download:
                     raise
 
 
-def _chunks(data: bytes) -> Iterator[bytes]:
-    for start in range(0, len(data), CHUNK):
-        yield data[start : start + CHUNK]
+def _chunks(data: bytes | bytearray) -> Iterator[bytes]:
+    view = memoryview(data)
+    for start in range(0, len(view), CHUNK):
+        yield bytes(view[start : start + CHUNK])
