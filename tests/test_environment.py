@@ -308,9 +308,8 @@ def problems_of(environ: Mapping[str, str], registry: Registry, directory: Path,
             "environment: GOOGLE_APPLICATION_CREDENTIALS is '/no/file', which is no file; correct it.",
         ),
         (
-            {"DATABASE_URL": URL, "GCS_BACKUP_BUCKET": "b", "GOOGLE_APPLICATION_CREDENTIALS": '{"private_key": "canary"}'},
-            "environment: GOOGLE_APPLICATION_CREDENTIALS holds JSON itself, which this version cannot hand on; write it to a "
-            "file of mode 0600 and set the variable to its path.",
+            {"DATABASE_URL": URL, "GCS_BACKUP_BUCKET": "b", "GOOGLE_APPLICATION_CREDENTIALS": '{"private_key": "canary"'},
+            "environment: GOOGLE_APPLICATION_CREDENTIALS begins like JSON, but is none; set it again, whole.",
         ),
         (
             {"DATABASE_URL": URL, "ADMIN_EMAIL": "a@b", "SMTP_SERVER": "s", "SMTP_PORT": "canary"},

@@ -31,7 +31,7 @@ ORDER = """
     reports
     stores
     builtin
-    stages blocks store_set telling
+    stages blocks store_set doctor telling
     retention recover catalog source
     summary
     copy

@@ -68,17 +68,19 @@ def _upper(text: str) -> str:
 
 @click.command(short_help="Look whether a backup would work now; changes nothing.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--deep", is_flag=True, help="Try the stores out too: write, read, list, abort and delete in a folder of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
 @pass_session
-def doctor(session: Session, names: Sequence[str], as_json: bool) -> int:
-    """Look whether a backup would work now: server, client programs, permissions, keys, stores. Changes nothing."""
+def doctor(session: Session, names: Sequence[str], deep: bool, as_json: bool) -> int:
+    """Look whether a backup would work now: server, client programs, permissions, keys, stores. Changes nothing but by --deep."""
     import attrs
 
     config = session.load()
     documents: list[dict[str, Any]] = []
     failed = False
     looked_at = [("configuration", list(config.notes))] if config.notes else []
-    looked_at += [(pipeline.name, pipeline.preflight()) for pipeline in session.pipelines(names)]
+    for pipeline in session.pipelines(names):
+        looked_at.append((pipeline.name, pipeline.preflight() + (pipeline.examine() if deep else [])))
     for heading, findings in looked_at:
         failed = failed or any(finding.level == "error" for finding in findings)
         documents += [

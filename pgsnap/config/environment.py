@@ -16,6 +16,7 @@ It is made as the same document that a TOML file would be, with secrets as ``{ e
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -193,10 +194,10 @@ def _credentials(environ: Mapping[str, str]) -> list[str]:
     credentials = environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
     if environ.get("GCS_BACKUP_BUCKET") and credentials:
         if credentials.lstrip().startswith("{"):
-            problems.append(
-                "environment: GOOGLE_APPLICATION_CREDENTIALS holds JSON itself, which this version cannot hand on; "
-                "write it to a file of mode 0600 and set the variable to its path."
-            )
+            try:
+                json.loads(credentials)
+            except ValueError:
+                problems.append("environment: GOOGLE_APPLICATION_CREDENTIALS begins like JSON, but is none; set it again, whole.")
         elif not os.path.isfile(credentials):
             problems.append(f"environment: GOOGLE_APPLICATION_CREDENTIALS is {credentials!r}, which is no file; correct it.")
     return problems

@@ -18,12 +18,14 @@ import pytest
 pytest.register_assert_rewrite(
     "pgsnap.testing.component",
     "pgsnap.testing.dumpers",
+    "pgsnap.testing.examination",
     "pgsnap.testing.notifiers",
     "pgsnap.testing.stores",
     "pgsnap.testing.transforms",
 )
 
 from pgsnap.testing.dumpers import DumperConformance, MemorySource  # noqa: E402
+from pgsnap.testing.examination import StoreExamination  # noqa: E402
 from pgsnap.testing.notifiers import NotifierConformance  # noqa: E402
 from pgsnap.testing.sources import Boom, Watched, failing, text  # noqa: E402
 from pgsnap.testing.stores import StoreConformance  # noqa: E402
@@ -35,6 +37,7 @@ __all__ = [
     "MemorySource",
     "NotifierConformance",
     "StoreConformance",
+    "StoreExamination",
     "TransformConformance",
     "Watched",
     "failing",

@@ -12,8 +12,9 @@ import pytest
 
 from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError
 from pgsnap.catalog import Catalog
+from pgsnap.doctor import examine
 from pgsnap.streams import drain
-from pgsnap.testing import StoreConformance, text
+from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3, connection
 from pgsnap_s3.providers import PROVIDERS
@@ -24,6 +25,14 @@ DENY = {"do": "answer", "status": 403, "code": "AccessDenied", "times": 0}
 
 class TestS3(StoreConformance):
     """All rules of a store, in a folder of a bucket, with parts of 5 MiB."""
+
+    @pytest.fixture
+    def store(self, s3: S3) -> S3:
+        return s3
+
+
+class TestDoctor(StoreExamination):
+    """What doctor says of it."""
 
     @pytest.fixture
     def store(self, s3: S3) -> S3:
@@ -293,3 +302,32 @@ def test_a_missing_object_names_the_store(s3: S3) -> None:
     """Store, key and what was done stand in the sentence."""
     with pytest.raises(NotFound, match=r"^s3://b\w+/pg backups: cannot read x/y: it is not there\.$"):
         drain(s3.read("x/y"))
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_on_a_key_that_may_only_write(spoiled: S3, proxy: FaultProxy) -> None:
+    """It is said what other keys are needed for; nothing is an error."""
+    proxy.rules(*({"method": method, **DENY} for method in ("HEAD", "GET")), {"method": "DELETE", "contains": "small", **DENY})
+    levels = [(f.level, f.text) for f in examine(attrs.evolve(spoiled, io_timeout=20.0), Run("shop"))]
+    assert [] == [text for level, text in levels if level == "error"]
+    told = " ".join(text for level, text in levels if level == "info")
+    assert "the key may not read" in told
+    assert "the key may not list" in told
+
+
+def test_doctor_on_a_lock_that_is_not_there(s3: S3) -> None:
+    """This server knows no object lock: the option would protect nothing."""
+    store = attrs.evolve(s3, object_lock="compliance", object_lock_days=1)
+    found = [(f.level, f.text) for f in store.examine(Run("shop"))]
+    assert ("error", "object_lock is set, and the bucket has no object lock.") in found
+    assert ("ok", "a multipart upload was begun and aborted.") in found
+
+
+def test_doctor_on_a_wrong_key(s3: S3) -> None:
+    """One finding that says which."""
+    (finding,) = examine(attrs.evolve(s3, secret_key=Secret("canary")), Run("shop"))
+    assert "error" == finding.level
+    assert "the secret key does not belong to the access key" in finding.text
+    assert "canary" not in finding.text

@@ -200,7 +200,7 @@ class S3(Store):
             raise self._wrapped(error, f"write {key}") from error
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
-        """See ``Store.read``. Holds some ranges of 8 MiB."""
+        """See ``Store.read``. Holds some ranges of 4 MiB."""
         from pgsnap_s3.download import Download
 
         try:
@@ -337,6 +337,12 @@ class S3(Store):
                 return [Finding("info", self.label, "the key may not list; it can at most write.", remedy)]
             return [Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
         return [Finding("ok", self.label, "it can be listed.")]
+
+    def examine(self, run: Run) -> Sequence[Finding]:
+        """Begin and abort a multipart upload, look for those left behind, at versioning, and at the lock if one is configured."""
+        from pgsnap_s3.examination import examine
+
+        return examine(self._connect(), self.label, self._bucket, f"{self._root}{run.pipeline}/", self.object_lock is not None)
 
 
 class _Source:

@@ -20,7 +20,7 @@ from pgsnap_s3.failures import is_transient, status_of
 
 __all__ = ["Download"]
 
-RANGE = 8 * CHUNK
+RANGE = 4 * CHUNK
 """The bytes that one request asks for."""
 STEP = 256 << 10
 """Bytes that an attempt must have brought for its failure not to count."""
@@ -37,7 +37,7 @@ class Download:
     ranges_in_flight: int
 
     def receive(self, start: int, length: int | None) -> Stream:
-        """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 8 MiB."""
+        """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 4 MiB."""
         patience = Patience()
         first, total, etag = self._first(start, RANGE if length is None else min(length, RANGE), patience)
         end = total if length is None else start + length
@@ -47,7 +47,7 @@ class Download:
         at = start + len(first)
         del first
 
-        def fetch(range_: tuple[int, int]) -> bytes:
+        def fetch(range_: tuple[int, int]) -> bytearray:
             return self._range(*range_, total, etag, patience)
 
         ranges = ((begin, min(begin + RANGE, end)) for begin in range(at, end, RANGE))
@@ -87,7 +87,7 @@ class Download:
             return {"size": int(answer["ContentLength"]), "etag": str(answer.get("ETag", ""))}
         return {"size": int(match[3]), "etag": str(answer.get("ETag", ""))}
 
-    def _range(self, begin: int, end: int, total: int, etag: str, patience: Patience) -> bytes:
+    def _range(self, begin: int, end: int, total: int, etag: str, patience: Patience) -> bytearray:
         into = bytearray()
 
         def get() -> None:
@@ -98,7 +98,7 @@ class Download:
                 raise StoreError(f"{self.label}: {self.key} was replaced while it was read.", self.label)
 
         self._insist(get, lambda: len(into) == end - begin, into, patience)
-        return bytes(into)
+        return into
 
     def _insist(self, get: Callable[[], None], enough: Callable[[], bool], into: bytearray, patience: Patience) -> None:
         """Ask until there is enough: again and again as long as something comes, and a few times where nothing does."""
@@ -117,6 +117,7 @@ class Download:
                     raise
 
 
-def _chunks(data: bytes) -> Iterator[bytes]:
-    for start in range(0, len(data), CHUNK):
-        yield data[start : start + CHUNK]
+def _chunks(data: bytes | bytearray) -> Iterator[bytes]:
+    view = memoryview(data)
+    for start in range(0, len(view), CHUNK):
+        yield bytes(view[start : start + CHUNK])

@@ -1,0 +1,291 @@
+"""How this store talks to Google: gcsfs finds the credentials and opens the session, the requests are made here.
+
+gcsfs repeats requests by rules of its own and its writer keeps only what it thinks was sent, so neither is used. Each request is
+bounded by ``io_timeout`` without progress, and repeated with jitter while the network or the server is to blame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import attrs
+
+from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
+
+__all__ = ["Connection", "Failed", "Patience", "Settings", "is_transient", "wrapped"]
+
+R = TypeVar("R")
+
+ATTEMPTS = 6
+JITTER = 0.3
+"""Seconds that the first wait lasts at most; each later one at most twice the one before, and 15."""
+PIECE = 128 << 10
+
+
+class Failed(Exception):
+    """An answer that is an error: its status and what the server says."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}".strip(": "))
+        self.status = status
+        self.reason = reason
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What a client is made from. It is hashable: equal settings share a client."""
+
+    endpoint: str | None
+    credentials: Secret | None
+    anonymous: bool
+    io_timeout: float
+
+
+@attrs.frozen
+class Answer:
+    """Status, headers and body of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The body as JSON; empty if it has none."""
+        document: dict[str, Any] = json.loads(self.body) if self.body.strip() else {}
+        return document
+
+
+class Patience:
+    """Repeats single requests until they succeed, fail for good, or ``cancel`` is called."""
+
+    def __init__(self, attempts: int | None = None) -> None:
+        self._attempts = attempts or ATTEMPTS
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Nobody wants the results any more: start no further attempt."""
+        self._cancelled.set()
+
+    def __call__(self, request: Callable[[], R]) -> R:
+        """Return what ``request`` returns; raise what its last attempt raised."""
+        import tenacity
+
+        return tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_when_event_set(self._cancelled),
+            wait=tenacity.wait_random_exponential(multiplier=JITTER, max=15),
+            sleep=tenacity.sleep_using_event(self._cancelled),
+            retry=tenacity.retry_if_exception(is_transient),
+            reraise=True,
+        )(request)
+
+
+class _Body:
+    """Bytes to send, in small pieces without a copy; it knows when it last moved."""
+
+    def __init__(self, data: bytes) -> None:
+        self._view = memoryview(data)
+        self.moved = time.monotonic()
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        for start in range(0, len(self._view), PIECE):
+            self.moved = time.monotonic()
+            yield self._view[start : start + PIECE]
+        self.moved = time.monotonic()
+
+
+class Connection:
+    """A client, usable from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        from fsspec.asyn import sync
+
+        self._settings = settings
+        given = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+        self._system = _system(settings, os.getpid(), given)
+        sync(self._system.loop, self._system._set_session)
+        self._base = (settings.endpoint or "https://storage.googleapis.com").rstrip("/")
+
+    def bucket(self, bucket: str, *, upload: bool = False) -> str:
+        """Return the URL of the objects of a bucket."""
+        return f"{self._base}/{'upload/' if upload else ''}storage/v1/b/{quote(bucket, safe='')}/o"
+
+    def object(self, bucket: str, key: str) -> str:
+        """Return the URL of one object."""
+        return f"{self.bucket(bucket)}/{quote(key, safe='')}"
+
+    def here(self, url: str) -> str:
+        """Return the URL of an upload session; with an ``endpoint`` of one's own, at that endpoint."""
+        if self._settings.endpoint is None:
+            return url
+        own = urlsplit(self._base)
+        return urlunsplit((own.scheme, own.netloc, *urlsplit(url)[2:]))
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        into: bytearray | None = None,
+    ) -> Answer:
+        """Make one request. With ``into`` the body is appended to it as it comes, and stays there if it breaks off.
+
+        Raises:
+            Failed: the answer is an error.
+        """
+        from fsspec.asyn import sync
+
+        answer: Answer = sync(self._system.loop, self._call, method, url, dict(params or {}), dict(headers or {}), data, into)
+        return answer
+
+    async def _call(
+        self, method: str, url: str, params: dict[str, str], headers: dict[str, str], data: bytes | None, into: bytearray | None
+    ) -> Answer:
+        body = _Body(data) if data else None
+        if data is not None:
+            headers["Content-Length"] = str(len(data))
+        began = time.monotonic()
+        limit = self._settings.io_timeout
+        moved = [began]
+        task = asyncio.ensure_future(self._exchange(method, url, params, headers, body, into, moved))
+        try:
+            while not (await asyncio.wait({task}, timeout=min(1.0, limit / 4)))[0]:
+                if time.monotonic() - max(moved[0], body.moved if body else began) > limit:
+                    raise TimeoutError(f"no progress for {limit:g} s")
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=1.0)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        params: dict[str, str],
+        headers: dict[str, str],
+        body: _Body | None,
+        into: bytearray | None,
+        moved: list[float],
+    ) -> Answer:
+        import yarl
+
+        signed = self._system._get_headers(headers)  # with a token, renewed if it is about to expire
+        address = yarl.URL(url, encoded=True).update_query(params)
+        async with self._system.session.request(
+            method, address, headers=signed, data=body if body is not None else b"", allow_redirects=False
+        ) as response:
+            moved[0] = time.monotonic()
+            received = into if into is not None and response.status < 300 else bytearray()
+            async for piece in response.content.iter_chunked(PIECE):
+                received += piece
+                moved[0] = time.monotonic()
+            if response.status >= 400 and response.status != 499:  # 499: an upload was cancelled, as asked
+                raise _failed(response.status, bytes(received))
+            return Answer(response.status, response.headers, b"" if received is into else bytes(received))
+
+
+def _failed(status: int, body: bytes) -> Failed:
+    try:
+        error = json.loads(body)["error"]
+        errors = error.get("errors") or [{}]
+        return Failed(status, str(errors[0].get("reason", "")), str(error.get("message", "")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Failed(status, "", body[:200].decode("utf-8", "replace").strip())
+
+
+@functools.lru_cache(maxsize=16)
+def _system(settings: Settings, pid: int, given: str) -> Any:
+    """Return gcsfs's file system for these settings. ``given`` is GOOGLE_APPLICATION_CREDENTIALS, so that a change is seen."""
+    # The "extended" file system asks for the bucket's type by gRPC, which takes a minute where there is none; it is not used,
+    # and with this it is not even imported.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import google.auth
+    from gcsfs.core import GCSFileSystem
+
+    scopes = ["https://www.googleapis.com/auth/devstorage.read_write"]
+    token: Any = "anon"
+    if not settings.anonymous:
+        text = settings.credentials.reveal() if settings.credentials else given
+        try:
+            load: Any = google.auth  # untyped
+            if text.lstrip().startswith("{"):
+                token, _ = load.load_credentials_from_dict(json.loads(text), scopes=scopes)
+            elif text:
+                token, _ = load.load_credentials_from_file(os.path.expanduser(text), scopes=scopes)
+            else:
+                token, _ = google.auth.default(scopes=scopes)
+        except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
+            if text:
+                raise ConfigError(
+                    "the Google credentials cannot be used: give the path of a service account's file, or the JSON itself, "
+                    f"as 'credentials' or in GOOGLE_APPLICATION_CREDENTIALS ({type(error).__name__})."
+                ) from None
+            raise ConfigError(
+                "there are no Google credentials; set GOOGLE_APPLICATION_CREDENTIALS to the path of a service account's file."
+            ) from None
+    return GCSFileSystem(
+        project="unused",
+        access="read_write",
+        token=token,
+        endpoint_url=settings.endpoint,
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, PgsnapError):
+        return isinstance(error, StoreError) and error.transient
+    if isinstance(error, Failed):
+        return error.status in (408, 429, 500, 502, 503, 504)
+    if isinstance(error, OSError):
+        return True
+    import aiohttp
+    import google.auth.exceptions
+
+    return isinstance(error, (aiohttp.ClientError, google.auth.exceptions.TransportError))
+
+
+PERMISSIONS = {
+    "write": "storage.objects.create (and storage.objects.delete, to replace one)",
+    "read": "storage.objects.get",
+    "list": "storage.objects.list",
+    "delete": "storage.objects.delete",
+}
+
+
+def wrapped(error: Exception, label: str, doing: str) -> PgsnapError:
+    """Return the error as pgsnap tells it; ``doing`` begins with a verb of ``PERMISSIONS``."""
+    if isinstance(error, PgsnapError):
+        return error
+    begin = f"{label}: cannot {doing}"
+    again = " It was tried several times; try again later." if is_transient(error) else ""
+    if isinstance(error, Failed):
+        if error.status == 401:
+            return Denied(f"{begin}: the credentials are not valid (any more); get new ones.", label)
+        if error.status == 403:
+            verb = doing.split()[0]
+            if error.reason == "retentionPolicyNotMet":
+                return Denied(f"{begin}: the bucket's retention policy forbids it still.", label)
+            return Denied(f"{begin}: the account is not allowed to do that; grant {PERMISSIONS.get(verb, 'it')}.", label)
+        if error.status == 404:
+            if doing.split()[0] == "read":
+                return NotFound(f"{begin}: it is not there.", label)
+            return StoreError(f"{begin}: the bucket does not exist; create it, or correct the url.", label)
+        return StoreError(f"{begin}: the server answers {str(error)[:200]}.{again}", label, is_transient(error))
+    name = type(error).__name__
+    if name == "RefreshError":
+        return Denied(f"{begin}: Google does not accept the credentials; get new ones.", label)
+    return StoreError(f"{begin}: {name}: {str(error)[:200].rstrip('.')}.{again}", label, is_transient(error))

