@@ -317,7 +317,10 @@ def test_a_pipeline_whose_stores_are_all_offline_does_not_hide_the_others(toys: 
 
 def test_list_marks_what_is_missing_and_what_is_unfinished(toys: Toys) -> None:
     """A store that missed a backup; and a folder without a manifest, which does not count."""
-    assert "no backup yet" in toys.run("list").stdout
+    assert f"no backup yet in {toys.folder}/shop-1, {toys.folder}/shop-2" in toys.run("list").stdout
+    (toys.folder / "shop-1").write_text("in the way")  # a store that cannot be read is not said to be empty
+    assert f"no backup yet in {toys.folder}/shop-2" in toys.run("list", code=3).stdout
+    (toys.folder / "shop-1").unlink()
     toys.run("backup")
     (name,) = toys.ids("shop-1")
     shutil.rmtree(toys.folder / "shop-2" / "shop" / name)

@@ -79,7 +79,8 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
     if rows:
         table(out, ["backup", ">size", *(f"[{n}]" if wide else label for n, label in enumerate(labels, 1))], rows)
     else:
-        out.print("  no backup yet")
+        reached = [label for number, label in enumerate(labels) if number not in catalog.failures]
+        paragraph(out, f"no backup yet in {', '.join(reached)}", indent=2, hang=2)
     unfinished = {i.id for scan in catalog.scans.values() for i in scan.values() if not i.committed} - {b.id for b in backups}
     for id in sorted(unfinished):
         running = any(id in scan and scan[id].running for scan in catalog.scans.values())
