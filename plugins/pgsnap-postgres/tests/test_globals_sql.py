@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import IO
+from typing import IO, ClassVar
 
 import pytest
 
@@ -35,6 +35,8 @@ def test_a_name_that_looks_like_a_connection_string_is_wrapped(name: str, expect
 class Refusing(Run):
     """Starts something that fails wherever pg_dumpall is asked for, as a hosted server without rights on its roles does."""
 
+    instead: ClassVar[Sequence[str]] = ("ls", "/no/such/folder")
+
     def spawn(
         self,
         argv: Sequence[str],
@@ -45,7 +47,7 @@ class Refusing(Run):
         pass_fds: Sequence[int] = (),
     ) -> Child:
         if Path(argv[0]).name == "pg_dumpall":
-            argv = ["ls", "/no/such/folder"]
+            argv = self.instead
         return super().spawn(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds)
 
 
@@ -58,6 +60,21 @@ def test_globals_that_cannot_be_read_are_noted_or_an_error(server18: Server, mak
     assert {"passwords": False, "complete": False} == dump.facts["globals"]
     assert "The roles could not be read and are not in this backup." in dump.facts["notes"]
     with PgDump(url=url, globals="yes").dump(Refusing()) as dump, pytest.raises(DumpError, match="/no/such/folder"):
+        b"".join(dump.artifacts[2].open())
+
+
+class CutShort(Refusing):
+    """Succeeds, and says half of it."""
+
+    instead: ClassVar[Sequence[str]] = ("printf", "--\\n-- PostgreSQL database cluster dump\\n--\\n\\nCREATE ROLE app;\\n")
+
+
+def test_globals_that_are_cut_short_are_an_error(server18: Server, make_db: MakeDatabase) -> None:
+    """A lack of rights is the server's to decide; half a text with exit status 0 is damage, and ends the backup."""
+    with (
+        PgDump(url=make_db(server18)).dump(CutShort()) as dump,
+        pytest.raises(DumpError, match="not whole"),
+    ):
         b"".join(dump.artifacts[2].open())
 
 
