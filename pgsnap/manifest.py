@@ -19,9 +19,13 @@ from pgsnap.streams import BLOCK
 from pgsnap.types import BACKUP_ID, NAME, Facts
 
 __all__ = [
+    "ACK",
+    "HELD",
     "MANIFEST",
+    "PRUNED",
     "RECOVER",
     "RUNNING",
+    "SUSPECT",
     "ArtifactRecord",
     "FileRecord",
     "Manifest",
@@ -33,6 +37,10 @@ __all__ = [
 MANIFEST = "manifest.json"
 RECOVER = "RECOVER.txt"
 RUNNING = "running.json"
+SUSPECT = "suspect.json"
+ACK = "ack.json"
+HELD = "held.json"
+PRUNED = "pruned.json"
 FORMAT = 1
 MAX_BLOCK = 256 << 20
 """The largest block, in bytes, that is believed: a reader holds one."""
