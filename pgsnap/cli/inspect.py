@@ -87,6 +87,10 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
     labels = [store.label for store in pipeline.stores]
     room = out.width - 44 - max(map(len, states), default=0)
     wide = sum(len(label) + 2 for label in labels) > room  # then they stand below, by number
+    wanted = [
+        set(catalog.wanted(number, pipeline.policy(store), pipeline.timezone, now))
+        for number, store in enumerate(pipeline.stores)
+    ]
     rows: list[list[str | tuple[str, str]]] = []
     for backup, state in zip(backups, states, strict=True):
         age = (now - backup.time).total_seconds()
@@ -99,7 +103,8 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
             if number in catalog.failures:
                 row.append(("?", "yellow"))
             else:
-                row.append(("yes", "green") if number in backup.stores else ("missing", "red"))
+                absent = ("missing", "red") if backup.id in wanted[number] else ("-", "dim")  # its policy would not keep it
+                row.append(("yes", "green") if number in backup.stores else absent)
         bad = "suspect" in state or "failed" in state
         rows.append([*row, (state, "red" if bad else "green" if state.endswith("ok") else "")])
     if rows:
