@@ -81,11 +81,12 @@ class StoredBackup:
     @property
     def proofs(self) -> list[Proof]:
         """Drills and verifications, oldest first."""
-        found = [match for name in self.entries if (match := _PROOF.fullmatch(name))]
-        return sorted(
-            Proof(datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC), match[1], match[3] == "ok")
-            for match in found
-        )
+        found = []
+        for match in filter(None, map(_PROOF.fullmatch, self.entries)):
+            with contextlib.suppress(ValueError):  # a name that somebody made up, with an impossible time
+                time = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                found.append(Proof(time, match[1], match[3] == "ok"))
+        return sorted(found)
 
     @property
     def size(self) -> int:

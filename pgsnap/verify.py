@@ -13,7 +13,7 @@ from pgsnap.catalog import Backup, Catalog, StoredBackup, load_manifest, proof_k
 from pgsnap.components import Store
 from pgsnap.errors import Denied, IntegrityError, ManifestError, PgsnapError, StoreError
 from pgsnap.events import StoreOutcome, Verified
-from pgsnap.manifest import Manifest, folder
+from pgsnap.manifest import Manifest, NewerFormat, folder
 from pgsnap.reports import VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.source import BackupSource
@@ -61,10 +61,10 @@ def verify(
     with run.watched():
         for number in found.stores:
             store = pipeline.stores[number]
-            seen, size = _verify_in(store, pipeline, found, decode, run)
+            seen, undecoded, size = _verify_in(store, pipeline, found, decode, run)
             read += size
-            problems[store.label] = tuple(map(str, seen))
-            if record and not any(map(_says_nothing, seen)):
+            problems[store.label] = (*map(str, seen), *undecoded)
+            if record and not undecoded and not any(map(_says_nothing, seen)):  # a wrong key is no damage
                 _record(store, pipeline.name, found.stores[number], ok=not seen, run=run)
         try:
             catalog.manifest(found)
@@ -109,13 +109,16 @@ def _event(report: VerifyReport) -> Verified:
     )
 
 
-def _verify_in(store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run) -> tuple[list[PgsnapError], int]:
-    """Return what is wrong with a backup in one store, and the bytes read."""
+def _verify_in(
+    store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run
+) -> tuple[list[PgsnapError], list[str], int]:
+    """Return what is wrong with a backup in one store, what is whole and cannot be decoded, and the bytes read."""
     try:
         manifest = load_manifest([store], pipeline.name, found.id)
     except (ManifestError, StoreError) as error:
-        return [error], 0
+        return [error], [], 0
     problems = _damage(store, manifest, run)
+    undecoded: list[str] = []
     if decode and not problems:
         source = BackupSource(manifest=manifest, stores=[store], find=finder(pipeline.transforms, None), note=lambda _: None)
         for name in source.artifacts:
@@ -123,13 +126,13 @@ def _verify_in(store: Store, pipeline: Pipeline, found: Backup, decode: bool, ru
                 try:
                     drain(stream)
                 except IntegrityError as error:
-                    problems.append(error)
-    return problems, manifest.stored_size
+                    undecoded.append(str(error))
+    return problems, undecoded, manifest.stored_size
 
 
 def _says_nothing(error: PgsnapError) -> bool:
-    """Whether an error is about the way to the copy and not about the copy."""
-    return isinstance(error, Denied) or (isinstance(error, StoreError) and error.transient)
+    """Whether an error is about the way to the copy, or about this version of pgsnap, and not about the copy."""
+    return isinstance(error, (Denied, NewerFormat)) or (isinstance(error, StoreError) and error.transient)
 
 
 def _record(store: Store, pipeline: str, stored: StoredBackup, *, ok: bool, run: Run) -> None:

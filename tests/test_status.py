@@ -158,6 +158,15 @@ def test_an_unreachable_store_records_nothing(filled: Any, tmp_path: Path, monke
     assert [] == list(tmp_path.rglob("verify-*"))
 
 
+def test_a_newer_format_is_not_damage(filled: Any, tmp_path: Path) -> None:
+    """It fails the verification, and is not held against the backup."""
+    pipeline = filled(1)
+    for path in tmp_path.rglob("manifest.json"):
+        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    assert not pipeline.verify().ok
+    assert [] == list(tmp_path.rglob("verify-*"))
+
+
 def test_gaps_are_worth_knowing_and_no_error(filled: Any) -> None:
     """A policy that wants seven days, of which one has none."""
     found = filled(24 * 5, 24 * 3, 0, keep=Keep(daily=7)).status(max_age=HOUR * 26)
