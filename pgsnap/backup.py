@@ -406,7 +406,7 @@ class _Backup:
                     Pruned(
                         pipeline=self.pipeline.name,
                         id=self.run.id,
-                        text=f"{self.pipeline.name}: {len(store.deleted)} older backups were pruned from {store.label}, {kept} stay.",
+                        text=f"{self.pipeline.name}: {len(store.deleted)} backups were pruned from {store.label}, {kept} stay.",
                         store=store.label,
                         deleted=store.deleted,
                         kept=kept,

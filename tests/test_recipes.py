@@ -79,7 +79,7 @@ def test_commands_in_comments_exist() -> None:
     """Those in quotes, and those that somebody is told to run."""
     texts = "\n".join(path.read_text() for path in RECIPES)
     named = set(re.findall(r"(?:'|: |run )pgsnap ([a-z]+)", texts))
-    assert {"keygen", "status"} <= named <= cli.commands.keys()
+    assert {"backup", "status"} <= named <= cli.commands.keys()
 
 
 def test_railway() -> None:
