@@ -26,9 +26,9 @@ __all__ = ["ack", "delete", "hold", "prune", "release"]
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
 @pass_session
 def prune(session: Session, names: Sequence[str], dry_run: bool, explain: bool, as_json: bool) -> int:
-    """Delete what the policies do not keep, and what unfinished runs have left.
+    """Delete what the policies do not keep.
 
-    Never the newest good backups, nothing that is held, and nothing at all while a backup is suspect.
+    And what unfinished runs have left. Never the newest good backups, nothing that is held, and nothing at all while a backup is suspect.
     """
     from pgsnap.reports import worst
 
@@ -99,9 +99,9 @@ PIPELINE = click.option("--pipeline", "-p", metavar="NAME", help="Of this pipeli
 @PIPELINE
 @pass_session
 def ack(session: Session, which: str, pipeline: str | None) -> int:
-    """Acknowledge a backup that is suspect or failed a proof, so that pruning goes on.
+    """Acknowledge a suspect backup, so that pruning goes on.
 
-    A suspect one counts as good from now on, and what comes is measured by it.
+    Also one that failed a drill or a verification. A suspect one counts as good from now on, and what comes is measured by it.
     """
     return _mark(session, which, pipeline, lambda of, id: of.acknowledge(id), "is acknowledged")
 
@@ -111,7 +111,10 @@ def ack(session: Session, which: str, pipeline: str | None) -> int:
 @PIPELINE
 @pass_session
 def hold(session: Session, which: str, pipeline: str | None) -> int:
-    """Keep a backup, whatever the policy says, until it is released."""
+    """Keep a backup until it is released.
+
+    Whatever the policy says.
+    """
     return _mark(session, which, pipeline, lambda of, id: of.hold(id), "is held")
 
 

@@ -24,9 +24,9 @@ __all__ = ["schedule"]
 @click.option("--finish", is_flag=True, help="At SIGTERM let a running backup end; without it, it is aborted cleanly.")
 @pass_session
 def schedule(session: Session, names: Sequence[str], heartbeat: str | None, finish: bool) -> int:
-    """Stay in the foreground and back each pipeline up when its 'schedule' says, in its 'timezone'.
+    """Back up by the schedules, in the foreground.
 
-    One at a time; what was missed is made up for once. SIGTERM ends it: with code 0 while it waits.
+    Each pipeline when its 'schedule' says, in its 'timezone'. One at a time; what was missed is made up for once. SIGTERM ends it: with code 0 while it waits.
     """
     from pgsnap.cli.backup import tell_report
     from pgsnap.schedule import Scheduler
