@@ -17,7 +17,7 @@ __all__ = ["backup", "copy", "tell_report"]
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
 @pass_session
 def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
-    """Back up the named pipelines, or all of them, one after the other.
+    """Back up the named pipelines, or all, one after the other.
 
     A pipeline that fails does not stop the next one. The exit code is the worst of all.
     """

@@ -28,7 +28,8 @@ __all__ = ["ack", "delete", "hold", "prune", "release"]
 def prune(session: Session, names: Sequence[str], dry_run: bool, explain: bool, as_json: bool) -> int:
     """Delete what the policies do not keep.
 
-    And what unfinished runs have left. Never the newest good backups, nothing that is held, and nothing at all while a backup is suspect.
+    And what unfinished runs have left.
+    Never the newest good backups, nothing that is held, and nothing at all while a backup is suspect.
     """
     from pgsnap.reports import worst
 

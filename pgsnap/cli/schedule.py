@@ -26,7 +26,8 @@ __all__ = ["schedule"]
 def schedule(session: Session, names: Sequence[str], heartbeat: str | None, finish: bool) -> int:
     """Back up by the schedules, in the foreground.
 
-    Each pipeline when its 'schedule' says, in its 'timezone'. One at a time; what was missed is made up for once. SIGTERM ends it: with code 0 while it waits.
+    Each pipeline when its 'schedule' says, in its 'timezone'.
+    One at a time; what was missed is made up for once. SIGTERM ends it: with code 0 while it waits.
     """
     from pgsnap.cli.backup import tell_report
     from pgsnap.schedule import Scheduler
