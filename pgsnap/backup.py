@@ -1,6 +1,7 @@
 """A backup run: one dump, all stores, and a manifest as the very last thing.
 
-    running.json -> artifacts (dump -> stages -> every store at once) -> sidecars, RECOVER.txt -> look again -> manifest.json
+    running.json -> artifacts (dump -> stages -> every store at once) -> sidecars, RECOVER.txt -> shrink guard -> look again
+    -> manifest.json -> prune
 
 A store that fails on the way is dropped and its part of this backup is removed; the others go on. Whatever ends the run before a
 manifest is written leaves nothing that counts, and as far as the stores can be reached, nothing at all.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 import pgsnap
+from pgsnap.catalog import Catalog, scan
 from pgsnap.catch_up import catch_up
 from pgsnap.components import Artifact, Store
 from pgsnap.errors import (
@@ -30,11 +32,13 @@ from pgsnap.errors import (
     StageError,
     StoreError,
 )
-from pgsnap.events import Failed, Partial, Started, Succeeded
+from pgsnap.events import Failed, Partial, Pruned, Started, Succeeded, Suspect
+from pgsnap.guard import judge
 from pgsnap.manifest import (
     MANIFEST,
     RECOVER,
     RUNNING,
+    SUSPECT,
     ArtifactRecord,
     FileRecord,
     Manifest,
@@ -44,7 +48,7 @@ from pgsnap.manifest import (
 )
 from pgsnap.process import watch
 from pgsnap.recover import recover_text
-from pgsnap.reports import BackupReport, CopyReport, StoreResult
+from pgsnap.reports import BackupReport, CopyReport, PruneReport, StoreResult
 from pgsnap.run import Progress, Run
 from pgsnap.stages import Encoding, finder
 from pgsnap.store_set import QUIET, StoreSet
@@ -97,6 +101,9 @@ class _Backup:
         self.committed: set[int] = set()
         self.voice = Voice(pipeline)
         self.caught_up: CopyReport | None = None
+        self.suspect: tuple[str, ...] = ()
+        self.pruned: PruneReport | None = None
+        self.notes: list[str] = []
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -114,6 +121,7 @@ class _Backup:
                 self.put_small(RUNNING, self.running_text())
                 with watch(self.refresh, REFRESH, name="running"):
                     self.take()
+                    self.judge()
                 self.commit()
         except BaseException as error:
             self.discard()
@@ -123,6 +131,7 @@ class _Backup:
             raise
         self.discard()
         self.catch_up()
+        self.prune()
         self.notify_result()
         report = self.report()
         if report.exit_code == 1:
@@ -198,6 +207,51 @@ class _Backup:
             ", ".join(item.sha256 for item in objects),
         )
         return record, encoding.sidecars(name) if len(objects) == 1 else {}
+
+    def judge(self) -> None:
+        """Compare with the backups before this one; write down what the shrink guard objects to, before the manifest.
+
+        A history that cannot be read is no reason to fail: prune and status look again.
+        """
+        assert self.manifest is not None
+        guard = self.pipeline.guard
+        scans, failures = {}, {}
+        for number, found in self.stores.each(lambda store: scan(store, self.pipeline.name)).items():
+            if isinstance(found, PgsnapError):
+                failures[number] = found
+            else:
+                scans[number] = found
+        catalog = Catalog(pipeline=self.pipeline.name, stores=self.pipeline.stores, scans=scans, failures=failures)
+        if not catalog.backups:
+            return
+        read = self.stores.each(lambda _: catalog.history(self.run.id, guard.last), self.stores.alive[:1])
+        for history in read.values():
+            if isinstance(history, PgsnapError):
+                self.run.log.warning("the backups before this one could not be read to compare it: %s", history)
+            else:
+                self.suspect = judge(self.manifest, history, guard)
+        if self.suspect:
+            text = json.dumps({"id": self.run.id, "reasons": self.suspect}, ensure_ascii=False)
+            file = self.put_small(SUSPECT, text.encode() + b"\n")
+            self.manifest = attrs.evolve(self.manifest, files=(*self.manifest.files, file))
+
+    def prune(self) -> None:
+        """Delete what the policies no longer keep, after stores that missed something have caught up.
+
+        Pruned is only in stores that hold this very backup, and never after one that is suspect or missed its quorum. Nothing
+        that happens here changes what the backup is; it becomes a note of the report.
+        """
+        if self.suspect or not self.pipeline.auto_prune or len(self.committed) < self.pipeline.quorum:
+            return
+        try:
+            self.pruned = self.pipeline.prune(stores=self.committed)
+        except PgsnapError as error:
+            self.notes.append(f"nothing was pruned: {error}")
+        except Exception as error:
+            self.run.log.exception("the prune failed")
+            self.notes.append(f"nothing was pruned, by a fault in pgsnap or a plugin: {type(error).__name__}: {error}")
+        else:
+            self.notes += self.pruned.problems
 
     def commit(self) -> None:
         """Look the objects up again, write the manifest to each store that holds them all, and end the sign of life."""
@@ -302,9 +356,11 @@ class _Backup:
             stores=tuple(results),
             quorum=self.pipeline.quorum,
             manifest=self.manifest if self.committed else None,
-            notes=tuple(str(note) for note in facts.get("notes", ())),
+            notes=(*(str(note) for note in facts.get("notes", ())), *self.notes),
             notify_errors=tuple(self.voice.errors),
             caught_up=self.caught_up,
+            suspect=self.suspect if self.committed else (),
+            prune=self.pruned,
         )
 
     def notify_failure(self, error: BaseException) -> None:
@@ -333,12 +389,30 @@ class _Backup:
             last = last_backup(self.pipeline, self.run.id)
         more = {"last_size": last.size, "last_stored_size": last.stored_size} if last else {}
         lost = [store.error for store in report.stores if not store.ok] + list(report.catch_up_errors)
-        if lost:
+        if report.suspect:
+            next_step = f"Look at it, and at the database; if all is right: pgsnap ack {self.run.id}"
+            cause = ", ".join(report.suspect)
+            self.voice.tell(Suspect.of(report, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+        elif lost:
             next_step = f"When that is put right, bring it up to date without another dump: pgsnap copy {self.pipeline.name}"
             cause = " ".join(lost)
             self.voice.tell(Partial.of(report, cause=cause, next_step=next_step, log=self.run.log.text, **more))
         else:
             self.voice.tell(Succeeded.of(report, **more))
+        for store in self.pruned.stores if self.pruned else ():
+            if store.deleted or store.refused:
+                kept = len(store.decisions) - len(store.deleted)
+                self.voice.tell(
+                    Pruned(
+                        pipeline=self.pipeline.name,
+                        id=self.run.id,
+                        text=f"{self.pipeline.name}: {len(store.deleted)} backups were pruned from {store.label}, {kept} stay.",
+                        store=store.label,
+                        deleted=store.deleted,
+                        kept=kept,
+                        refused=tuple(f"{key}: {reason}" for key, reason in store.refused.items()),
+                    )
+                )
         if is_due(self.pipeline, last, self.started):
             self.voice.tell(summarize(self.pipeline))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,10 +11,38 @@ import attrs
 
 from pgsnap.components import Store
 from pgsnap.errors import ConfigError, IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
-from pgsnap.manifest import MANIFEST, RUNNING, Manifest, folder
-from pgsnap.types import BACKUP_ID, Entry, backup_time
+from pgsnap.guard import Guard, judge
+from pgsnap.manifest import ACK, HELD, MANIFEST, PRUNED, RUNNING, SUSPECT, Manifest, folder
+from pgsnap.retention import Candidate, decide
+from pgsnap.types import BACKUP_ID, Entry, Keep, backup_time
 
-__all__ = ["Backup", "Catalog", "StoredBackup", "load_manifest", "load_manifest_text", "read_bounded", "scan"]
+__all__ = [
+    "Backup",
+    "Catalog",
+    "Proof",
+    "StoredBackup",
+    "load_manifest",
+    "load_manifest_text",
+    "proof_key",
+    "read_bounded",
+    "scan",
+]
+
+_PROOF = re.compile(r"(drill|verify)-(\d{8}T\d{6}Z)-(ok|failed)\.json")
+
+
+@attrs.frozen(order=True)
+class Proof:
+    """A drill or a verification of a backup: when it ended (UTC), which it was, and whether the backup passed."""
+
+    time: datetime
+    what: str
+    ok: bool
+
+
+def proof_key(what: str, time: datetime, ok: bool) -> str:
+    """Return the name of the small object that records a proof, beside the manifest."""
+    return f"{what}-{time.astimezone(UTC):%Y%m%dT%H%M%SZ}-{'ok' if ok else 'failed'}.json"
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +61,32 @@ class StoredBackup:
     def running(self) -> bool:
         """Whether a run says that it is still writing it."""
         return RUNNING in self.entries and not self.committed
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the shrink guard objected."""
+        return SUSPECT in self.entries
+
+    @property
+    def held(self) -> bool:
+        """Whether it must not be deleted."""
+        return HELD in self.entries
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it was being deleted, and nothing was written here since."""
+        mark = self.entries.get(PRUNED)
+        return mark is not None and not self.committed and all(e.modified <= mark.modified for e in self.entries.values())
+
+    @property
+    def proofs(self) -> list[Proof]:
+        """Drills and verifications, oldest first."""
+        found = []
+        for match in filter(None, map(_PROOF.fullmatch, self.entries)):
+            with contextlib.suppress(ValueError):  # a name that somebody made up, with an impossible time
+                time = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                found.append(Proof(time, match[1], match[3] == "ok"))
+        return sorted(found)
 
     @property
     def size(self) -> int:
@@ -74,6 +129,40 @@ class Backup:
         return backup_time(self.id)
 
     @property
+    def suspect(self) -> bool:
+        """Whether the shrink guard objected."""
+        return any(stored.suspect for stored in self.stores.values())
+
+    @property
+    def held(self) -> bool:
+        """Whether it must not be deleted."""
+        return any(stored.held for stored in self.stores.values())
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether somebody has acknowledged it, after everything that speaks against it."""
+        marks = [stored.entries[ACK].modified for stored in self.stores.values() if ACK in stored.entries]
+        return bool(marks) and all(proof.time <= max(marks) for proof in self._failing(self.stores))
+
+    def _failing(self, numbers: Iterable[int]) -> list[Proof]:
+        """Return the last drill if it failed, and the last verification in each of the stores where that failed."""
+        drills = [proof for stored in self.stores.values() for proof in stored.proofs if proof.what == "drill"]
+        checks = [[p for p in self.stores[number].proofs if p.what == "verify"] for number in numbers]
+        return [max(proofs) for proofs in (drills, *checks) if proofs and not max(proofs).ok]
+
+    @property
+    def proof(self) -> Proof | None:
+        """The last drill or verification, in any store."""
+        return max((proof for stored in self.stores.values() for proof in stored.proofs), default=None)
+
+    def bad(self, number: int) -> str:
+        """Return why the copy in a store is not good: by the last drill in any store, the last verification in that one, or the
+        shrink guard, unless that was acknowledged. Empty if it is good."""
+        for proof in self._failing([number]):
+            return f"its last {'drill' if proof.what == 'drill' else 'verification'} failed"
+        return "it is suspect" if self.suspect and not self.acknowledged else ""
+
+    @property
     def size(self) -> int:
         """Bytes that it takes in one store."""
         return max(stored.size for stored in self.stores.values())
@@ -92,17 +181,17 @@ class Catalog:
     failures: Mapping[int, PgsnapError]
 
     @classmethod
-    def read(cls, pipeline: str, stores: Sequence[Store]) -> Catalog:
-        """List every store; one that cannot be listed is kept as a failure.
+    def read(cls, pipeline: str, stores: Sequence[Store], numbers: Iterable[int] | None = None) -> Catalog:
+        """List every store, or those at the given positions; one that cannot be listed is kept as a failure.
 
         Raises:
             StoreError: no store at all can be listed.
         """
         scans: dict[int, Mapping[str, StoredBackup]] = {}
         failures: dict[int, PgsnapError] = {}
-        for number, store in enumerate(stores):
+        for number in range(len(stores)) if numbers is None else sorted(numbers):
             try:
-                scans[number] = scan(store, pipeline)
+                scans[number] = scan(stores[number], pipeline)
             except (StoreError, ConfigError) as error:
                 failures[number] = error
         if failures and not scans:
@@ -118,6 +207,80 @@ class Catalog:
                 if item.committed:
                     found.setdefault(item.id, {})[number] = item
         return [Backup(id=id, stores=found[id]) for id in sorted(found)]
+
+    def candidates(self, number: int) -> list[Candidate]:
+        """Return the committed backups of one store as retention wants them.
+
+        What is suspect, acknowledged, held or failed its drill in one store, is so in all. A failed verification is of one
+        store's copy alone.
+        """
+        return [
+            Candidate(
+                id=backup.id,
+                time=backup.time,
+                bad=backup.bad(number),
+                acknowledged=backup.acknowledged,
+                held=backup.held,
+            )
+            for backup in self.backups
+            if number in backup.stores
+        ]
+
+    def wanted(self, number: int, keep: Keep | None, zone: str, now: datetime) -> list[str]:
+        """Return the ids, oldest first, that a store's policy would keep if it had every backup that any store has. One of which
+        no undamaged copy is known counts only where it is."""
+        union = []
+        for backup in self.backups:
+            here = number in backup.stores
+            judged = {other: backup.bad(other) for other in backup.stores}
+            if here or not all(reason.endswith("failed") for reason in judged.values()):
+                bad = judged[number] if here else min(judged.values(), key=len)
+                union.append(
+                    Candidate(id=backup.id, time=backup.time, bad=bad, acknowledged=backup.acknowledged, held=backup.held)
+                )
+        return [decision.id for decision in decide(keep, zone, union, now) if decision.keep]
+
+    @property
+    def unjudged(self) -> list[str]:
+        """Why pruning is frozen: a sentence for each backup that is suspect or failed a proof, and that nobody acknowledged."""
+        found = []
+        for backup in self.backups:
+            reasons = dict.fromkeys(reason for number in backup.stores if (reason := backup.bad(number)))
+            if reasons and not backup.acknowledged:
+                found.append(f"{backup.id}: {', '.join(reasons)}; look at it, then: pgsnap ack {backup.id}")
+        return found
+
+    def history(self, before: str, count: int) -> list[Manifest]:
+        """Return manifests of the last ``count`` good backups before an id, oldest first, from the last acknowledged one on: the
+        measure of the shrink guard. Those that cannot be read are left out."""
+        found: list[Manifest] = []
+        moment = backup_time(before)  # ids of one second are in no order
+        for backup in reversed(self.backups):
+            if backup.id == before or backup.time > moment or any(backup.bad(number) for number in backup.stores):
+                continue
+            try:
+                found.append(self.manifest(backup))
+            except PgsnapError:
+                continue
+            if len(found) == count or (backup.acknowledged and backup.suspect):
+                break
+        return found[::-1]
+
+    def suspicion(self, guard: Guard) -> str:
+        """Return why the newest backup is suspect though nothing says so yet, or an empty string.
+
+        The run that made it may not have seen its history: by a key that only writes, or while a store was away.
+        """
+        backups = self.backups
+        if not backups or backups[-1].acknowledged or backups[-1].suspect:
+            return ""
+        newest = backups[-1]
+        history = self.history(newest.id, guard.last)
+        try:
+            reasons = judge(self.manifest(newest), history, guard) if history else ()
+        except PgsnapError as error:
+            return f"{newest.id} cannot be judged: {error}"
+        return f"{newest.id} is suspect: {', '.join(reasons)}; look at it, then: pgsnap ack {newest.id}" if reasons else ""
 
     def find(self, which: str = "latest") -> Backup:
         """Return a committed backup by ``latest``, an id, the beginning of an id, or a time (the newest that began by then).

@@ -6,6 +6,7 @@ over, and the next run (or ``pgsnap copy``, which copies everything) goes on fro
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgsnap.catalog import Backup, Catalog, scan
@@ -58,7 +59,9 @@ def catch_up(pipeline: Pipeline, id: str, *, seconds: float, progress: Progress)
 def owed_to(pipeline: Pipeline, catalog: Catalog, number: int) -> list[Backup]:
     """Return what a store lacks of the newest backups and what its policy would keep, the newest first.
 
-    This is the seam for retention: whatever decides for a prune of the store decides here too, over what the store has and lacks.
+    What decides for a prune of the store decides here too, over what the store has and lacks.
     """
+    keep = pipeline.policy(pipeline.stores[number])
+    wanted = set(catalog.wanted(number, keep, pipeline.timezone, datetime.now(UTC)))
     newest = list(reversed(catalog.backups))[:NEWEST]
-    return [backup for backup in newest if number not in backup.stores]
+    return [backup for backup in newest if number not in backup.stores and backup.id in wanted]

@@ -10,7 +10,8 @@ import attrs
 from pgsnap.blocks import read_file, read_objects
 from pgsnap.catalog import Backup, Catalog
 from pgsnap.components import Store
-from pgsnap.errors import ConfigError, Denied, IntegrityError, PgsnapError, StoreError
+from pgsnap.errors import BusyError, ConfigError, Denied, IntegrityError, PgsnapError, StoreError
+from pgsnap.leases import lease
 from pgsnap.manifest import MANIFEST, FileRecord, Manifest, ObjectRecord, folder
 from pgsnap.reports import CopyReport
 from pgsnap.run import Progress, Run
@@ -63,18 +64,30 @@ def copy_missing(pipeline: Pipeline, catalog: Catalog, wanted: Mapping[int, Sequ
     """
     copied: dict[str, list[str]] = {pipeline.stores[number].label: [] for number in wanted}
     errors = []
+    busy = False
     for number, missing in wanted.items():
-        for backup in missing:
-            try:
-                _copy_one(pipeline, catalog, backup, number, run)
-            except PgsnapError as error:
-                run.check()
-                errors.append(f"{backup.id} to {pipeline.stores[number].label}: {error}")
-                if isinstance(error, StoreError):
-                    break  # this store is failing: the next backup would fail alike
-            else:
-                copied[pipeline.stores[number].label].append(backup.id)
-    return CopyReport(pipeline=pipeline.name, copied={label: tuple(ids) for label, ids in copied.items()}, errors=tuple(errors))
+        store = pipeline.stores[number]
+        if not missing:
+            continue
+        try:
+            with lease(store, pipeline.name, "copy", run):
+                for backup in missing:
+                    try:
+                        _copy_one(pipeline, catalog, backup, number, run)
+                    except PgsnapError as error:
+                        run.check()
+                        errors.append(f"{backup.id} to {store.label}: {error}")
+                        if isinstance(error, StoreError):
+                            break  # this store is failing: the next backup would fail alike
+                    else:
+                        copied[store.label].append(backup.id)
+        except (BusyError, StoreError) as error:
+            run.check()
+            busy = busy or isinstance(error, BusyError)
+            errors.append(str(error))
+    return CopyReport(
+        pipeline=pipeline.name, copied={label: tuple(ids) for label, ids in copied.items()}, errors=tuple(errors), busy=busy
+    )
 
 
 def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int, run: Run) -> None:

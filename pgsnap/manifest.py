@@ -19,12 +19,17 @@ from pgsnap.streams import BLOCK
 from pgsnap.types import BACKUP_ID, NAME, Facts
 
 __all__ = [
+    "ACK",
+    "HELD",
     "MANIFEST",
+    "PRUNED",
     "RECOVER",
     "RUNNING",
+    "SUSPECT",
     "ArtifactRecord",
     "FileRecord",
     "Manifest",
+    "NewerFormat",
     "ObjectRecord",
     "StageRecord",
     "folder",
@@ -33,6 +38,10 @@ __all__ = [
 MANIFEST = "manifest.json"
 RECOVER = "RECOVER.txt"
 RUNNING = "running.json"
+SUSPECT = "suspect.json"
+ACK = "ack.json"
+HELD = "held.json"
+PRUNED = "pruned.json"
 FORMAT = 1
 MAX_BLOCK = 256 << 20
 """The largest block, in bytes, that is believed: a reader holds one."""
@@ -40,6 +49,10 @@ MAX_BLOCK = 256 << 20
 _KEY = matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")  # one plain file name: no path, nothing a shell would expand
 _SHA256 = matches_re(r"[0-9a-f]{64}")
 _SIZE = [instance_of(int), ge(0)]
+
+
+class NewerFormat(ManifestError):
+    """A manifest of a format that this version does not know, which says nothing against the backup."""
 
 
 def folder(pipeline: str, backup_id: str) -> str:
@@ -160,7 +173,7 @@ class Manifest:
                 f"{where} is not a manifest of pgsnap: it names no format; use another store's copy of this backup."
             )
         if number > FORMAT:
-            raise ManifestError(
+            raise NewerFormat(
                 f"{where} is of format {number} and this pgsnap knows format {FORMAT}; install a newer pgsnap, "
                 "or restore by the RECOVER.txt beside it."
             )

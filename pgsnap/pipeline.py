@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -15,10 +15,14 @@ from pgsnap.catalog import Catalog
 from pgsnap.components import Component, Dumper, Notifier, RestoreRequest, Store, Transform
 from pgsnap.errors import ConfigError
 from pgsnap.events import Event
-from pgsnap.reports import BackupReport, CopyReport, RestoreReport, VerifyReport
+from pgsnap.guard import Guard
+from pgsnap.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.store_set import Limits
 from pgsnap.types import Finding, Keep, Secret, check_name
+
+if TYPE_CHECKING:
+    from pgsnap.status import PipelineStatus
 
 __all__ = ["Pipeline"]
 
@@ -79,7 +83,10 @@ class Pipeline:
         quorum: A run in fewer stores than this has failed, though what it did keep stays.
         timeout: Seconds after which a run is aborted; None: never.
         keep: The retention policy of every store that has none of its own.
-        timezone: In which days, weeks and months of the policy are counted.
+        timezone: In which days, weeks and months of the policy, and the schedule, are counted.
+        schedule: When ``pgsnap schedule`` runs it: a cron line such as ``0 8 * * *``.
+        auto_prune: Prune after each good backup, in the stores that hold it. Off for keys that may not list or delete.
+        guard: When a backup is suspect because it is so much smaller than those before.
         stall_timeout: Seconds a store may take nothing while its buffer is full, before it is dropped.
         finish_timeout: Seconds a store has to complete an object after its last byte.
         buffer: Bytes held for each store.
@@ -97,6 +104,9 @@ class Pipeline:
     timeout: float | None = attrs.field(default=None, validator=_seconds, metadata={"unit": "seconds"})
     keep: Keep | None = None
     timezone: str = attrs.field(default="UTC")
+    schedule: str | None = attrs.field(default=None)
+    auto_prune: bool = True
+    guard: Guard = attrs.field(factory=Guard)
     stall_timeout: float = attrs.field(default=300.0, validator=_seconds, metadata={"unit": "seconds"})
     finish_timeout: float = attrs.field(default=600.0, validator=_seconds, metadata={"unit": "seconds"})
     buffer: int = attrs.field(default=8 << 20, metadata={"unit": "bytes"})
@@ -128,6 +138,18 @@ class Pipeline:
         except (KeyError, ValueError, OSError):
             raise ConfigError(f"timezone {value!r} is unknown; write it like 'Asia/Seoul' or 'UTC'.") from None
 
+    @schedule.validator
+    def _check_schedule(self, _: object, value: str | None) -> None:
+        if value is None:
+            return
+        from cronsim import CronSim, CronSimError
+
+        try:
+            CronSim(value, datetime(2026, 1, 1))
+        except CronSimError as error:
+            said = str(error)[:1].lower() + str(error)[1:]
+            raise ConfigError(f"schedule {value!r} is no cron line ({said}); write it like '0 8 * * *'.") from None
+
     @buffer.validator
     def _check_buffer(self, _: object, value: int) -> None:
         if value < 1 << 20:
@@ -142,6 +164,14 @@ class Pipeline:
     def _check_summary(self, _: object, value: str) -> None:
         if value not in ("never", "daily", "weekly", "monthly"):
             raise ConfigError(f"summary is {value!r}; choose from never, daily, weekly, monthly.")
+
+    def policy(self, store: Store) -> Keep | None:
+        """The retention policy of one of the stores: its own, or the pipeline's."""
+        return self.keep if store.keep is None else store.keep
+
+    def floor(self, store: Store) -> int:
+        """How many of the newest good backups of a store are never deleted."""
+        return (self.policy(store) or Keep()).min_good
 
     @property
     def limits(self) -> Limits:
@@ -195,12 +225,18 @@ class Pipeline:
         return restore(self, request, backup=backup, progress=progress)
 
     def verify(
-        self, backup: str = "latest", *, decode: bool = False, notify: bool = False, progress: Progress | None = None
+        self,
+        backup: str = "latest",
+        *,
+        decode: bool = False,
+        record: bool = True,
+        notify: bool = False,
+        progress: Progress | None = None,
     ) -> VerifyReport:
         """Check every byte of a backup in every store; see ``pgsnap.verify.verify``."""
         from pgsnap.verify import verify
 
-        return verify(self, backup=backup, decode=decode, notify=notify, progress=progress)
+        return verify(self, backup=backup, decode=decode, record=record, notify=notify, progress=progress)
 
     def notify(self, event: Event) -> tuple[str, ...]:
         """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``pgsnap.telling.emit``."""
@@ -209,18 +245,67 @@ class Pipeline:
         return emit(self, event)
 
     def repair(
-        self, backup: str = "latest", *, decode: bool = False, notify: bool = False, progress: Progress | None = None
+        self,
+        backup: str = "latest",
+        *,
+        decode: bool = False,
+        record: bool = True,
+        notify: bool = False,
+        progress: Progress | None = None,
     ) -> VerifyReport:
         """Verify a backup, and replace what is damaged in one store by what is good in another; see ``pgsnap.repair.repair``."""
         from pgsnap.repair import repair
 
-        return repair(self, backup=backup, decode=decode, notify=notify, progress=progress)
+        return repair(self, backup=backup, decode=decode, record=record, notify=notify, progress=progress)
 
     def copy(self, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None) -> CopyReport:
         """Bring stores up to date from each other; see ``pgsnap.copy.copy``."""
         from pgsnap.copy import copy
 
         return copy(self, to=to, backups=backups, progress=progress)
+
+    def prune(
+        self,
+        *,
+        dry_run: bool = False,
+        stores: Collection[int] | None = None,
+        now: datetime | None = None,
+        progress: Progress | None = None,
+    ) -> PruneReport:
+        """Delete what the policies do not keep, and what unfinished runs have left; see ``pgsnap.prune.prune``."""
+        from pgsnap.prune import prune
+
+        return prune(self, dry_run=dry_run, stores=stores, now=now, progress=progress)
+
+    def status(self, *, max_age: float | None = None, now: datetime | None = None) -> PipelineStatus:
+        """Say what the stores really hold; see ``pgsnap.status.status``."""
+        from pgsnap.status import status
+
+        return status(self, max_age=max_age, now=now)
+
+    def acknowledge(self, backup: str) -> MarkReport:
+        """Say that somebody has looked at a suspect backup; see ``pgsnap.marks.acknowledge``."""
+        from pgsnap.marks import acknowledge
+
+        return acknowledge(self, backup)
+
+    def hold(self, backup: str) -> MarkReport:
+        """Let nothing delete a backup; see ``pgsnap.marks.hold``."""
+        from pgsnap.marks import hold
+
+        return hold(self, backup)
+
+    def release(self, backup: str) -> MarkReport:
+        """End a hold; see ``pgsnap.marks.release``."""
+        from pgsnap.marks import release
+
+        return release(self, backup)
+
+    def delete(self, backup: str) -> MarkReport:
+        """Delete one backup from all stores; see ``pgsnap.marks.delete``."""
+        from pgsnap.marks import delete
+
+        return delete(self, backup)
 
     def preflight(self) -> list[Finding]:
         """Ask every component what would fail if a backup started now. Connects, and changes nothing."""

@@ -31,6 +31,7 @@ def repair(
     *,
     backup: str = "latest",
     decode: bool = False,
+    record: bool = True,
     notify: bool = False,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -46,12 +47,12 @@ def repair(
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
-    report = _repaired(pipeline, backup, decode, progress)
+    report = _repaired(pipeline, backup, decode, record, progress)
     return announced(pipeline, report) if notify else report
 
 
-def _repaired(pipeline: Pipeline, backup: str, decode: bool, progress: Progress | None) -> VerifyReport:
-    first = verify(pipeline, backup=backup, decode=decode, progress=progress)
+def _repaired(pipeline: Pipeline, backup: str, decode: bool, record: bool, progress: Progress | None) -> VerifyReport:
+    first = verify(pipeline, backup=backup, decode=decode, record=record, progress=progress)
     if first.ok:
         return first
     run = Run(pipeline.name, first.id, timeout=pipeline.timeout)
@@ -76,7 +77,7 @@ def _repaired(pipeline: Pipeline, backup: str, decode: bool, progress: Progress 
     if not any(repaired.values()):
         problems = {label: (*seen, *failures.get(label, ())) for label, seen in first.problems.items()}
         return attrs.evolve(first, problems=problems)
-    return attrs.evolve(verify(pipeline, backup=first.id, decode=decode, progress=progress), repaired=repaired)
+    return attrs.evolve(verify(pipeline, backup=first.id, decode=decode, record=record, progress=progress), repaired=repaired)
 
 
 def _heal(pipeline: Pipeline, found: Backup, number: int, keys: list[str], run: Run) -> None:

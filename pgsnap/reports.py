@@ -8,9 +8,20 @@ from datetime import datetime, timedelta
 import attrs
 
 from pgsnap.manifest import Manifest
+from pgsnap.retention import Decision
 from pgsnap.types import format_duration, format_size
 
-__all__ = ["BackupReport", "CopyReport", "RestoreReport", "StoreResult", "VerifyReport", "worst"]
+__all__ = [
+    "BackupReport",
+    "CopyReport",
+    "MarkReport",
+    "PruneReport",
+    "RestoreReport",
+    "StorePrune",
+    "StoreResult",
+    "VerifyReport",
+    "worst",
+]
 
 _SEVERITY = (1, 4, 3, 0)
 
@@ -45,7 +56,8 @@ class BackupReport:
     """A backup: where it is, how large, how long it took.
 
     ``size`` and ``stored_size`` are bytes (plain, and in one store); times are UTC; ``manifest`` is None if nothing was
-    committed. ``caught_up`` is what was copied after the commit to stores that lacked something.
+    committed. ``suspect`` says what the shrink guard objects to; ``caught_up`` is what was copied after the commit to stores that
+    lacked something, ``prune`` what became of older backups then.
     """
 
     pipeline: str
@@ -57,6 +69,8 @@ class BackupReport:
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
     notify_errors: tuple[str, ...] = ()
+    suspect: tuple[str, ...] = ()
+    prune: PruneReport | None = None
     caught_up: CopyReport | None = None
 
     @property
@@ -81,9 +95,11 @@ class BackupReport:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if it is in fewer stores than the quorum, or 3 if a store or a notifier failed."""
+        """0, or 1 if it is in fewer stores than the quorum, 4 if it is suspect, 3 if a store or a notifier failed."""
         if len(self.kept_in) < max(1, self.quorum):
             return 1
+        if self.suspect:
+            return 4
         return 3 if self.notify_errors or self.catch_up_errors or not all(store.ok for store in self.stores) else 0
 
     @property
@@ -105,12 +121,82 @@ class BackupReport:
         )
         if len(self.kept_in) < self.quorum:
             text += f" That is {len(self.kept_in)} of the {self.quorum} stores that the quorum asks for."
+        if self.suspect:
+            text += (
+                f" It is SUSPECT: {', '.join(self.suspect)}. Nothing is pruned until you have looked at it: pgsnap ack {self.id}"
+            )
         for store in self.stores:
             if store.dropped_out:
                 text += f" {store.label} dropped out and got it by copy: {store.dropped_out}"
         if failed:
             text += " Missing: " + " ".join(store.error for store in failed)
         return text
+
+
+@attrs.frozen(kw_only=True)
+class StorePrune:
+    """What a prune did in one store.
+
+    ``decisions`` are about its committed backups, oldest first; ``deleted`` are ids; ``refused`` the keys that the store did not
+    let go, with its reason; ``orphans`` ids and keys of what unfinished runs had left; ``error`` why not all was done.
+    """
+
+    label: str
+    decisions: tuple[Decision, ...] = ()
+    deleted: tuple[str, ...] = ()
+    refused: Mapping[str, str] = attrs.field(factory=dict)
+    orphans: tuple[str, ...] = ()
+    error: str = ""
+    busy: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class PruneReport:
+    """A prune of one pipeline. ``frozen`` says why nothing may be deleted; in a ``dry_run`` nothing was."""
+
+    pipeline: str
+    stores: tuple[StorePrune, ...]
+    frozen: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0, 75 if somebody else is at it, 4 if it is frozen, 3 if a store failed or refused."""
+        if any(store.busy for store in self.stores):
+            return 75
+        if self.frozen:
+            return 4
+        return 3 if any(store.error or store.refused for store in self.stores) else 0
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each thing that somebody should know."""
+        found = [f"{self.pipeline}: nothing is pruned: {reason}" for reason in self.frozen]
+        for store in self.stores:
+            if store.error:
+                found.append(store.error)
+            if store.refused:
+                key, reason = next(iter(store.refused.items()))
+                found.append(
+                    f"{store.label}: {len(store.refused)} objects could not be deleted and will be tried again next time; "
+                    f"the first is {key}: {reason}"
+                )
+        return found
+
+
+@attrs.frozen(kw_only=True)
+class MarkReport:
+    """What became of ``ack``, ``hold``, ``release`` or ``delete``: the stores where it was done, and the errors of the others."""
+
+    pipeline: str
+    id: str
+    labels: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if it was not done everywhere."""
+        return 3 if self.errors else 0
 
 
 @attrs.frozen(kw_only=True)
@@ -156,13 +242,16 @@ class VerifyReport:
 
 @attrs.frozen(kw_only=True)
 class CopyReport:
-    """A catch-up by copy: ids copied to each store, and the errors of those that could not be."""
+    """A catch-up by copy: ids copied to each store, and the errors of the others; ``busy``: somebody else is at it."""
 
     pipeline: str
     copied: Mapping[str, tuple[str, ...]]
     errors: tuple[str, ...] = ()
+    busy: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 if a copy failed."""
+        """0, or 3 if a copy failed, or 75 if a store is used by another copy or prune."""
+        if self.busy:
+            return 75
         return 3 if self.errors else 0

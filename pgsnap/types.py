@@ -89,24 +89,38 @@ class Entry:
     modified: datetime
 
 
-def _positive(instance: object, attribute: attrs.Attribute[int | None], value: int | None) -> None:
+def _positive(instance: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"keep.{attribute.name} is {value}; give a number of backups of 1 or more, or leave it out.")
 
 
+def _some_time(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value <= 1e10:
+        raise ConfigError(f"keep.{attribute.name} is {value:g} seconds; give a duration above 0, such as '30d', or leave it out.")
+
+
 @attrs.frozen(kw_only=True)
 class Keep:
-    """How many backups a store keeps: the newest ``last``, and the newest of each of so many hours, days, weeks, months, years.
+    """How many backups a store keeps: the newest ``last``, all ``within`` so many seconds of the newest, and the newest of each
+    of so many hours, days, weeks, months, years. What one rule keeps, stays; see ``pgsnap.retention``.
 
-    A policy in which nothing is set keeps everything.
+    ``min_good`` is the floor under all rules: so many of the newest good backups are never deleted. A policy in which no rule is
+    set keeps everything.
     """
 
     last: int | None = attrs.field(default=None, validator=_positive)
+    within: float | None = attrs.field(default=None, validator=_some_time, metadata={"unit": "seconds"})
     hourly: int | None = attrs.field(default=None, validator=_positive)
     daily: int | None = attrs.field(default=None, validator=_positive)
     weekly: int | None = attrs.field(default=None, validator=_positive)
     monthly: int | None = attrs.field(default=None, validator=_positive)
     yearly: int | None = attrs.field(default=None, validator=_positive)
+    min_good: int = attrs.field(default=3, validator=_positive)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no rule is set, so that everything is kept."""
+        return self == Keep(min_good=self.min_good)
 
 
 # --- names and ids ---------------------------------------------------------------------------------------------------
@@ -199,6 +213,21 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} m {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} m"
+
+
+def format_age(seconds: float) -> str:
+    """Return an age as people say it, in its largest unit: ``"0 m"``, ``"5 m"``, ``"26 h"``, ``"12 d"`` (from two days on)."""
+    if seconds >= 2 * 86400:
+        return f"{seconds // 86400:.0f} d"
+    return f"{seconds // 3600:.0f} h" if seconds >= 3600 else f"{seconds // 60:.0f} m"
+
+
+def format_span(seconds: float) -> str:
+    """Return seconds as a configuration would say them: ``"30d"``, ``"26h"``, ``"90s"``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
 
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:[0-9]*)?")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import attrs
 
 from pgsnap.blocks import read_file, read_objects
-from pgsnap.catalog import Backup, Catalog, load_manifest
+from pgsnap.catalog import Backup, Catalog, StoredBackup, load_manifest, proof_key
 from pgsnap.components import Store
-from pgsnap.errors import IntegrityError, ManifestError, PgsnapError, StoreError
+from pgsnap.errors import Denied, IntegrityError, ManifestError, PgsnapError, StoreError
 from pgsnap.events import StoreOutcome, Verified
-from pgsnap.manifest import Manifest, folder
+from pgsnap.manifest import Manifest, NewerFormat, folder
 from pgsnap.reports import VerifyReport
 from pgsnap.run import Progress, Run
 from pgsnap.source import BackupSource
@@ -31,13 +32,16 @@ def verify(
     *,
     backup: str = "latest",
     decode: bool = False,
+    record: bool = True,
     notify: bool = False,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Read one backup in each of its stores and compare it with the manifest. Holds one block; changes nothing.
+    """Read one backup in each of its stores and compare it with the manifest. Holds one block.
 
     Args:
         decode: Run the transforms backwards too and check the plain bytes; needs the keys.
+        record: Write the result beside the manifest, so that a damaged copy no longer counts as good. A store that does not
+            allow it is left as it is; so is one that could not be read, since that says nothing about the copy.
         notify: Tell the pipeline's notifiers of the result.
 
     Raises:
@@ -57,9 +61,11 @@ def verify(
     with run.watched():
         for number in found.stores:
             store = pipeline.stores[number]
-            seen, size = _verify_in(store, pipeline, found, decode, run)
+            seen, undecoded, size = _verify_in(store, pipeline, found, decode, run)
             read += size
-            problems[store.label] = seen
+            problems[store.label] = (*map(str, seen), *undecoded)
+            if record and not undecoded and not any(map(_says_nothing, seen)):  # a wrong key is no damage
+                _record(store, pipeline.name, found.stores[number], ok=not seen, run=run)
         try:
             catalog.manifest(found)
         except IntegrityError as error:
@@ -103,13 +109,16 @@ def _event(report: VerifyReport) -> Verified:
     )
 
 
-def _verify_in(store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run) -> tuple[tuple[str, ...], int]:
-    """Return what is wrong with a backup in one store, and the bytes read."""
+def _verify_in(
+    store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run
+) -> tuple[list[PgsnapError], list[str], int]:
+    """Return what is wrong with a backup in one store, what is whole and cannot be decoded, and the bytes read."""
     try:
         manifest = load_manifest([store], pipeline.name, found.id)
     except (ManifestError, StoreError) as error:
-        return (str(error),), 0
-    problems = list(_damage(store, manifest, run))
+        return [error], [], 0
+    problems = _damage(store, manifest, run)
+    undecoded: list[str] = []
     if decode and not problems:
         source = BackupSource(manifest=manifest, stores=[store], find=finder(pipeline.transforms, None), note=lambda _: None)
         for name in source.artifacts:
@@ -117,13 +126,31 @@ def _verify_in(store: Store, pipeline: Pipeline, found: Backup, decode: bool, ru
                 try:
                     drain(stream)
                 except IntegrityError as error:
-                    problems.append(str(error))
-    return tuple(problems), manifest.stored_size
+                    undecoded.append(str(error))
+    return problems, undecoded, manifest.stored_size
 
 
-def _damage(store: Store, manifest: Manifest, run: Run) -> list[str]:
+def _says_nothing(error: PgsnapError) -> bool:
+    """Whether an error is about the way to the copy, or about this version of pgsnap, and not about the copy."""
+    return isinstance(error, (Denied, NewerFormat)) or (isinstance(error, StoreError) and error.transient)
+
+
+def _record(store: Store, pipeline: str, stored: StoredBackup, *, ok: bool, run: Run) -> None:
+    """Write down how it went; of successes only the last is kept."""
+    prefix = folder(pipeline, stored.id)
+    name = proof_key("verify", datetime.now(UTC), ok)
+    earlier = [f"{prefix}{proof_key(p.what, p.time, p.ok)}" for p in stored.proofs if p.what == "verify" and p.ok]
+    try:
+        store.write(f"{prefix}{name}", (b"{}\n",))
+        if ok:
+            store.delete([key for key in earlier if key != f"{prefix}{name}"])
+    except StoreError as error:
+        run.log.info("%s: the verification could not be recorded: %s", store.label, error)
+
+
+def _damage(store: Store, manifest: Manifest, run: Run) -> list[PgsnapError]:
     prefix = folder(manifest.pipeline, manifest.id)
-    problems = []
+    problems: list[PgsnapError] = []
     for record in manifest.artifacts:
         for item in record.objects:
             done = 0
@@ -134,10 +161,10 @@ def _damage(store: Store, manifest: Manifest, run: Run) -> list[str]:
                         run.check()
                         run.progress(f"{store.label} {item.key}", done, item.size)
                 except (IntegrityError, StoreError) as error:
-                    problems.append(str(error))
+                    problems.append(error)
     for file in manifest.files:
         try:
             read_file(store, prefix, file)
         except (IntegrityError, StoreError) as error:
-            problems.append(str(error))
+            problems.append(error)
     return problems

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, LocalStore, Pipeline, StoreError, catch_up
+from pgsnap import ConfigError, Denied, Keep, LocalStore, Pipeline, StoreError, catch_up
 from pgsnap.streams import Chunks
 from pgsnap.types import Entry
 
@@ -136,3 +137,18 @@ def test_a_fault_in_it_does_not_fail_the_run(make: Make, tmp_path: Path, monkeyp
     monkeypatch.setattr("pgsnap.catch_up.copy_missing", lambda *_: 1 / 0)
     report = make(stores=[str(tmp_path / "a"), Once(url=str(tmp_path / "b"))]).backup()
     assert (3, (str(tmp_path / "a"),)) == (report.exit_code, report.kept_in)
+
+
+def test_what_the_stores_policy_would_not_keep_is_not_copied(make: Make, toy: Any, tmp_path: Path) -> None:
+    """Else each run would copy to a store with a shorter policy what the prune after it deletes."""
+    now = datetime.now(UTC)
+    stores = [LocalStore(url=str(tmp_path / "a")), LocalStore(url=str(tmp_path / "b"), keep=Keep(last=2, min_good=1))]
+    pipeline = make(stores=stores, dump=toy(contents={"shop.dump": b"x" * 1000}))
+    for days in range(6, 0, -1):
+        report = pipeline.backup(now=now - timedelta(days=days))
+        assert not any(report.caught_up.copied.values())
+    assert [6, 2] == [len(scan) for scan in pipeline.backups().scans.values()]
+    shutil.rmtree(tmp_path / "b")
+    report = pipeline.backup(now=now)
+    assert [1] == [len(ids) for ids in report.caught_up.copied.values()]
+    assert [7, 2] == [len(scan) for scan in pipeline.backups().scans.values()]

@@ -297,7 +297,7 @@ def test_list_with_a_store_offline(toys: Toys) -> None:
     toys.run("backup")
     toys.break_store("shop-2")
     done = toys.run("list", code=3)
-    assert re.search(rf"{toys.ids('shop-1')[0]} +[\d.]+ kB +yes +\?", done.stdout)
+    assert re.search(rf"{toys.ids('shop-1')[0]} +0 m +[\d.]+ kB +yes +\?", done.stdout)
     assert "shop-2" in done.stderr
     (item,) = toys.json("list", "--json", code=3)
     assert [str(toys.folder / "shop-1")] == item["stores"]
@@ -328,7 +328,7 @@ def test_list_marks_what_is_missing_and_what_is_unfinished(toys: Toys) -> None:
     left.parent.mkdir()
     left.write_text("half")
     text = toys.run("list").stdout
-    assert re.search(rf"{name} +[\d.]+ kB +yes +missing", text)
+    assert re.search(rf"{name} +0 m +[\d.]+ kB +yes +missing", text)
     assert "20260101T000000Z-abcd  unfinished; it does not count" in text
 
 

@@ -28,17 +28,19 @@ ORDER = """
     hookspecs
     registry
     manifest
+    retention guard
     reports
     stores
     builtin
     stages blocks store_set doctor telling
-    retention recover catalog source
+    recover catalog source leases
     summary
     copy
     catch_up
     backup restore verify prune
-    repair
+    repair marks status
     pipeline
+    schedule
     config
     cli
     testing

@@ -16,7 +16,9 @@ Make = Callable[..., Pipeline]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the records of verifications."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("verify-")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def hurt(path: Path, how: str) -> None:

@@ -13,8 +13,11 @@ from pgsnap.cli.backup import backup, copy
 from pgsnap.cli.inspect import list_backups, show, verify
 from pgsnap.cli.notify import notify
 from pgsnap.cli.restore import restore
+from pgsnap.cli.retention import ack, delete, hold, prune, release
+from pgsnap.cli.schedule import schedule
 from pgsnap.cli.session import Session
 from pgsnap.cli.setup import doctor, init, keygen, plugins
+from pgsnap.cli.status import status
 
 __all__ = ["cli", "main"]
 
@@ -24,7 +27,7 @@ Exit codes, the worst of all pipelines:
    1  a backup, restore … did not happen, or the quorum was missed
    2  usage or configuration
    3  done, but a store or a notifier failed
-   4  integrity: something is damaged
+   4  integrity: something is damaged, suspect, or not there
   75  busy: another run holds the lock
 """
 
@@ -44,7 +47,11 @@ def cli(context: click.Context, config: str | None, log_format: str, quiet: bool
     context.obj.configure(config, log_format, quiet, verbose)
 
 
-for command in (backup, list_backups, show, restore, verify, copy, doctor, notify, init, keygen, plugins):
+COMMANDS = (
+    *(backup, list_backups, show, restore, verify, copy, prune, ack, hold, release, delete, status, schedule),
+    *(doctor, notify, init, keygen, plugins),
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

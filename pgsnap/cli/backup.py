@@ -9,7 +9,7 @@ import click
 from pgsnap.cli.session import Session, pass_session, print_json
 from pgsnap.errors import PgsnapError
 
-__all__ = ["backup", "copy"]
+__all__ = ["backup", "copy", "tell_report"]
 
 
 @click.command()
@@ -17,7 +17,7 @@ __all__ = ["backup", "copy"]
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON on stdout.")
 @pass_session
 def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
-    """Back up the named pipelines, or all of them, one after the other.
+    """Back up the named pipelines, or all, one after the other.
 
     A pipeline that fails does not stop the next one. The exit code is the worst of all.
     """
@@ -38,14 +38,15 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
             codes.append(session.failed(caught))
         else:
             codes.append(report.exit_code)
-            _tell(session, report)
+            tell_report(session, report)
         documents.append(_document(pipeline.name, report, error, session))
     if as_json:
         print_json(documents)
     return worst(codes)
 
 
-def _tell(session: Session, report: object) -> None:
+def tell_report(session: Session, report: object) -> None:
+    """Print what a backup has to say, on stderr."""
     from pgsnap.reports import BackupReport
 
     assert isinstance(report, BackupReport)
@@ -61,6 +62,9 @@ def _tell(session: Session, report: object) -> None:
         session.line(report.text, "green")
     else:
         session.line(report.text, "yellow", "warning")
+    for store in report.prune.stores if report.prune else ():
+        if store.deleted:
+            session.line(f"{report.pipeline}: {len(store.deleted)} older backups were pruned from {store.label}.")
 
 
 def _document(name: str, report: object, error: PgsnapError | None, session: Session) -> object:
@@ -79,6 +83,8 @@ def _document(name: str, report: object, error: PgsnapError | None, session: Ses
         "stored_size": report.stored_size,
         "stores": [attrs.asdict(store) | {"ok": store.ok} for store in report.stores],
         "notes": list(report.notes),
+        "suspect": list(report.suspect),
+        "pruned": {store.label: list(store.deleted) for store in report.prune.stores} if report.prune else {},
         "notify_errors": list(report.notify_errors),
         "caught_up": {label: list(ids) for label, ids in (report.caught_up.copied if report.caught_up else {}).items()},
         "catch_up_errors": list(report.catch_up_errors),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline
     from pgsnap.reports import VerifyReport
 
-__all__ = ["list_backups", "show", "verify"]
+__all__ = ["READERS", "find_backup", "list_backups", "show", "verify"]
 
 READERS = {"store", "transform"}
 
@@ -55,29 +56,60 @@ def _document(pipeline: Pipeline, backup: Backup) -> dict[str, object]:
         "id": backup.id,
         "time": backup.time.isoformat(),
         "size": backup.size,
+        "suspect": backup.suspect,
+        "acknowledged": backup.acknowledged,
+        "held": backup.held,
+        "proof": f"{backup.proof.what} {'ok' if backup.proof.ok else 'failed'}" if backup.proof else "",
         "stores": [pipeline.stores[number].label for number in backup.stores],
     }
 
 
+def _states(backup: Backup) -> str:
+    """Return what is known of a backup beside its being there: suspect, held, the last proof."""
+    words = []
+    if backup.suspect:
+        words.append("acknowledged" if backup.acknowledged else "suspect")
+    if backup.held:
+        words.append("held")
+    if backup.proof is not None:
+        words.append(f"{backup.proof.what} {'ok' if backup.proof.ok else 'failed'}")
+    return ", ".join(words)
+
+
 def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None:
-    from pgsnap.types import format_size
+    from pgsnap.types import format_age, format_size
 
     out = session.out
     out.print(pipeline.name, style="bold", markup=False)
+    now = datetime.now(UTC)
     backups = catalog.backups
+    states = [_states(backup) for backup in backups]
     labels = [store.label for store in pipeline.stores]
-    wide = sum(len(label) + 2 for label in labels) > out.width - 36  # then they stand below, by number
+    room = out.width - 44 - max(map(len, states), default=0)
+    wide = sum(len(label) + 2 for label in labels) > room  # then they stand below, by number
+    wanted = [
+        set(catalog.wanted(number, pipeline.policy(store), pipeline.timezone, now))
+        for number, store in enumerate(pipeline.stores)
+    ]
     rows: list[list[str | tuple[str, str]]] = []
-    for backup in backups:
-        row: list[str | tuple[str, str]] = [backup.id, format_size(backup.size)]
+    for backup, state in zip(backups, states, strict=True):
+        age = (now - backup.time).total_seconds()
+        row: list[str | tuple[str, str]] = [
+            backup.id,
+            format_age(age) if age >= 0 else ("future", "red"),
+            format_size(backup.size),
+        ]
         for number in range(len(labels)):
             if number in catalog.failures:
                 row.append(("?", "yellow"))
             else:
-                row.append(("yes", "green") if number in backup.stores else ("missing", "red"))
-        rows.append(row)
+                absent = ("missing", "red") if backup.id in wanted[number] else ("-", "dim")  # its policy would not keep it
+                row.append(("yes", "green") if number in backup.stores else absent)
+        bad = "suspect" in state or "failed" in state
+        rows.append([*row, (state, "red" if bad else "green" if state.endswith("ok") else "")])
     if rows:
-        table(out, ["backup", ">size", *(f"[{n}]" if wide else label for n, label in enumerate(labels, 1))], rows)
+        names = [f"[{n}]" if wide else label for n, label in enumerate(labels, 1)]
+        table(out, ["backup", ">age", ">size", *names, "state" if any(states) else ""], rows)
     else:
         reached = [label for number, label in enumerate(labels) if number not in catalog.failures]
         paragraph(out, f"no backup yet in {', '.join(reached)}", indent=2, hang=2)
@@ -91,7 +123,7 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
             paragraph(out, f"[{number}] {label}", indent=2, hang=4, style="dim")
 
 
-def _find(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
+def find_backup(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
     """Find a backup among several pipelines."""
     found = []
     missing: list[PgsnapError] = []
@@ -118,7 +150,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
     """Show what a backup consists of. ID is an id, its beginning, a time, or 'latest'."""
     from pgsnap.types import format_duration, format_size
 
-    chosen, catalog, backup = _find(session, session.pipelines([pipeline] if pipeline else [], READERS), which)
+    chosen, catalog, backup = find_backup(session, session.pipelines([pipeline] if pipeline else [], READERS), which)
     manifest = catalog.manifest(backup)
     if as_json:
         click.echo(manifest.to_bytes().decode(), nl=False)
@@ -152,6 +184,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
     "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."
 )
 @click.option("--all", "every", is_flag=True, help="Every backup.")
+@click.option("--no-record", is_flag=True, help="Change nothing: do not record the result in the store.")
 @click.option("--repair", is_flag=True, help="Replace what is damaged by what another store holds undamaged, and verify again.")
 @click.option("--decode", is_flag=True, help="Decrypt and decompress too, and check the plain bytes; needs the key.")
 @click.option("--identity", metavar="FILE", help="The private key, for --decode.")
@@ -163,13 +196,17 @@ def verify(
     names: Sequence[str],
     which: str,
     every: bool,
+    no_record: bool,
     repair: bool,
     decode: bool,
     identity: str | None,
     notify: bool,
     as_json: bool,
 ) -> int:
-    """Read backups in every store and compare each byte with the manifest."""
+    """Read backups in every store and compare each byte with the manifest.
+
+    What it finds is recorded beside the manifest: a damaged copy no longer counts as good, and freezes pruning.
+    """
     from pgsnap.cli.restore import use_identity
     from pgsnap.reports import worst
     from pgsnap.types import format_size
@@ -188,7 +225,7 @@ def verify(
             try:
                 with session.progress() as progress:
                     check = pipeline.repair if repair else pipeline.verify
-                    report = check(id, decode=decode, notify=notify, progress=progress)
+                    report = check(id, decode=decode, record=not no_record, notify=notify, progress=progress)
             except PgsnapError as error:
                 codes.append(session.failed(error))
                 documents.append({"pipeline": pipeline.name, "id": id, "ok": False, "error": session.redact(str(error))})

@@ -24,6 +24,7 @@ RUN = """\
 # timeout = "2h"          # a run that takes longer is aborted
 # quorum = 2              # a run that is kept in fewer stores than this has failed
 # timezone = "UTC"        # in which the days of 'keep' are counted
+# schedule = "0 8 * * *"  # for 'pgsnap schedule', in the time zone above
 # keep = { daily = 7, weekly = 4, monthly = 12 }      # for every store that has no 'keep' of its own
 """
 COMMENTS = {

@@ -81,6 +81,17 @@ class LocalStore(Store):
             path.mkdir(mode=0o700, exist_ok=True)
             self._sync_directory(path.parent)
 
+    def _create(self, path: Path) -> int:
+        """Open a new file. Its directory may be removed in this moment, by another process that found it empty: then again."""
+        for left in reversed(range(20)):
+            try:
+                self._make_directories(path.parent)
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileNotFoundError:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
     def _sync_directory(self, directory: Path) -> None:
         if not self.fsync:
             return
@@ -96,8 +107,7 @@ class LocalStore(Store):
         partial = path.with_name(f"{path.name[:180]}.{secrets.token_hex(4)}{PARTIAL}")
         try:
             try:
-                self._make_directories(path.parent)
-                descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                descriptor = self._create(partial)
             except OSError as error:
                 raise self._wrapped(error, f"write {key}") from error
             try:

@@ -118,7 +118,7 @@ def nothing_left(desk: Any, *servers: Any) -> Iterator[None]:
         files = {
             str(path.relative_to(desk.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in desk.folder.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("verify-")  # their records
         }
         names = []
         for server in servers:

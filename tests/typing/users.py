@@ -13,11 +13,14 @@ from pgsnap import (
     Dumper,
     Finding,
     FsspecStore,
+    Guard,
     Keep,
     LocalStore,
+    MarkReport,
     Notifier,
     PgsnapError,
     Pipeline,
+    PruneReport,
     Registry,
     RestoreReport,
     Secret,
@@ -39,8 +42,11 @@ def compose(dump: Dumper, transforms: Sequence[Transform], notifiers: list[Notif
         notifiers=notifiers,
         quorum=2,
         timeout=7200.0,
-        keep=Keep(last=3),
+        keep=Keep(last=3, within=86400.0, min_good=2),
         timezone="Asia/Seoul",
+        schedule="0 8 * * *",
+        guard=Guard(size=0.3, identity=False),
+        auto_prune=False,
     )
 
 
@@ -54,6 +60,14 @@ def use(shop: Pipeline, url: str) -> None:
     assert_type(shop.restore(to=Secret(url), tables=("orders",), jobs=4), RestoreReport)
     assert_type(shop.verify(decode=True), VerifyReport)
     assert_type(shop.copy(), CopyReport)
+    pruned = shop.prune(dry_run=True)
+    assert_type(pruned, PruneReport)
+    assert_type([d.reasons for store in pruned.stores for d in store.decisions if not d.keep], list[tuple[str, ...]])
+    assert_type(shop.acknowledge(report.id), MarkReport)
+    assert_type(shop.hold(report.id).labels, tuple[str, ...])
+    assert_type(shop.release(report.id), MarkReport)
+    assert_type(shop.delete(report.id), MarkReport)
+    assert_type(shop.status(max_age=93600.0).exit_code, int)
     assert_type(shop.preflight(), list[Finding])
     assert_type(Registry.load().names("store"), list[str])
     pickle.dumps(shop)

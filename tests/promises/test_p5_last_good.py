@@ -1,0 +1,138 @@
+"""P5: the last good backups are never deleted by us, with real servers and processes: one run at a time, a prune beside a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+POLICY = "keep = { last = 1, min_good = 1 }"
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """Poll until a condition holds; fail after half a minute."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def waiting_pg_dump(folder: Path, real: Path, gate: Path) -> Path:
+    """A pg_dump that writes half and waits for a file before it writes the rest."""
+    folder.mkdir()
+    for program in real.iterdir():
+        if program.name != "pg_dump":
+            (folder / program.name).symlink_to(program)
+    path = folder / "pg_dump"
+    path.write_text(
+        f'#!/bin/sh\nREAL={real / "pg_dump"}\ncase "$*" in *--version*|*--help*) exec $REAL "$@";; esac\n'
+        f'"$REAL" "$@" | {{ head -c 100000; touch {gate}.begun; while [ ! -e {gate} ]; do sleep 0.05; done; cat; }}\n'
+    )
+    path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def waiting(desk: Any, server17: Any, tmp_path: Path) -> Path:
+    """Configure a dump that waits for the file returned."""
+    gate = tmp_path / "gate"
+    programs = waiting_pg_dump(tmp_path / "bin", Path(server17.bindir), gate)
+    desk.configure(dump=f'compress = "none"\nbindir = "{programs}"', more=POLICY)
+    return gate
+
+
+def test_two_backups_at_once(desk: Any, big_url: str, waiting: Path) -> None:
+    """Exactly one runs; the other ends with code 75 and names it, and leaves nothing behind."""
+    first = desk.start("backup", DATABASE_URL=big_url)
+    wait_for(Path(f"{waiting}.begun").exists, "the first dump to begin")
+    second = desk.run("backup", DATABASE_URL=big_url)
+    assert 75 == second.returncode, second.stderr
+    assert "another run of the pipeline 'shop' holds this database's lock: " in second.stderr
+    assert "pgsnap" in second.stderr
+    waiting.touch()
+    _, err = first.communicate(timeout=60)
+    assert 0 == first.returncode, err
+    assert [1, 1] == [len(desk.committed(store)) for store in ("one", "two")]
+    assert {path.parent for path in desk.files("one")} == set(desk.committed("one"))
+
+
+def test_many_backups_at_once(desk: Any, big_url: str) -> None:
+    """Started in the same moment: at least one makes a backup, the others are busy, and none does anything else."""
+    desk.configure(more=POLICY)
+    runs = [desk.start("backup", DATABASE_URL=big_url) for _ in range(3)]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    assert codes in ([0, 75, 75], [0, 0, 75], [0, 0, 0]), errors
+    assert 0 == desk.run("verify", "--all").returncode
+
+
+def test_a_prune_beside_a_running_backup(desk: Any, big_url: str, waiting: Path) -> None:
+    """However old the objects of the run look: its sign of life protects them, and it ends well."""
+    first = desk.start("backup", DATABASE_URL=big_url)
+    wait_for(Path(f"{waiting}.begun").exists, "the dump to begin")
+    alive = [path for path in desk.files() if path.name == "running.json"]
+    assert 1 == len(alive)
+    month_ago = time.time() - 30 * 86400
+    finished = alive[0].with_name("earlier.artifact")
+    finished.write_text("written a month ago")
+    os.utime(finished, (month_ago, month_ago))
+    for _ in range(3):
+        assert 0 == desk.run("prune").returncode
+    assert finished.exists()
+    waiting.touch()
+    _, err = first.communicate(timeout=60)
+    assert 0 == first.returncode, err
+    finished.unlink()
+    done = desk.run("verify")
+    assert 0 == done.returncode, done.stderr
+
+
+def test_an_emptied_database_does_not_push_the_good_ones_out(desk: Any, make_db: Any, server17: Any) -> None:
+    """Ten daily runs of a truncated database under ``last = 1``: the backup with the rows is still there."""
+    desk.configure(more=POLICY, stores=("one",), dump='compress = "none"')
+    url = make_db(server17)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE big AS SELECT i, md5(i::text) FROM generate_series(1, 20000) i")
+    assert 0 == desk.run("backup", DATABASE_URL=url).returncode
+    (good,) = desk.committed()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("TRUNCATE big")
+    for _ in range(4):
+        done = desk.run("backup", DATABASE_URL=url)
+        assert 4 == done.returncode, done.stderr
+        assert "SUSPECT" in done.stderr
+        assert 4 == desk.run("prune").returncode
+    assert good in desk.committed()
+    assert 5 == len(desk.committed())
+    assert 4 == desk.run("status").returncode
+    for folder in desk.committed()[1:]:
+        assert 0 == desk.run("ack", folder.name).returncode
+    assert 0 == desk.run("backup", DATABASE_URL=url).returncode
+    assert 1 == len(desk.committed())
+
+
+def test_another_database_under_the_same_name_is_suspect(desk: Any, make_db: Any, server17: Any) -> None:
+    """A URL that leads to the wrong server or database is noticed by the identity, whatever the size."""
+    desk.configure(stores=("one",))
+    assert 0 == desk.run("backup", DATABASE_URL=make_db(server17)).returncode
+    done = desk.run("backup", DATABASE_URL=make_db(server17))
+    assert 4 == done.returncode
+    assert "it is of another database than" in done.stderr
+    assert "database oid" in done.stderr
+
+
+def test_a_prune_by_another_key(desk: Any, big_url: str) -> None:
+    """With auto_prune off the backup deletes nothing; the command does, elsewhere."""
+    desk.configure(more=POLICY + "\nauto_prune = false", stores=("one",))
+    for _ in range(2):
+        assert 0 == desk.run("backup", DATABASE_URL=big_url).returncode
+    assert 2 == len(desk.committed())
+    assert 0 == desk.run("prune").returncode
+    assert 1 == len(desk.committed())
