@@ -465,3 +465,18 @@ def test_preflight_finds_nothing_wrong_with_a_good_database(server: Server, shop
     findings = PgDump(url=shop_db).preflight(Run(encrypted=True))
     assert {"ok", "info"} >= {finding.level for finding in findings}
     assert {"database", "pg_dump", "tables"} <= {finding.subject for finding in findings}
+
+
+def test_rows_are_the_servers_estimate_or_unknown(server: Server, make_db: MakeDatabase) -> None:
+    """Known once every table was analyzed; a table that nobody has looked at makes the sum unknown, not smaller."""
+    url = make_db(server)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE a AS SELECT generate_series(1, 1000); CREATE TABLE b AS SELECT generate_series(1, 500)")
+        with PgDump(url=url).dump(Run()) as dump:
+            assert "rows" not in dump.facts["totals"]
+        connection.execute("ANALYZE")
+        with PgDump(url=url).dump(Run()) as dump:
+            assert 1500 == dump.facts["totals"]["rows"]
+        connection.execute("DELETE FROM a; ANALYZE a")
+        with PgDump(url=url).dump(Run()) as dump:
+            assert 500 == dump.facts["totals"]["rows"]

@@ -5,6 +5,7 @@ It is read inside the snapshot. Nothing here names a host, a user or a table.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pgsnap import Facts
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pgsnap_postgres.connect import Connection
     from pgsnap_postgres.holder import Held
     from pgsnap_postgres.pg_dump import PgDump
+    from pgsnap_postgres.tables import Table
 
 __all__ = ["read_facts", "read_identity", "unencrypted_secrets"]
 
@@ -53,6 +55,19 @@ def unencrypted_secrets(connection: Connection) -> str:
     return " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
 
 
+def estimate_rows(connection: Connection, tables: Collection[Table]) -> int | None:
+    """Return how many rows the tables had at their last VACUUM or ANALYZE, or None if one of them has seen neither.
+
+    It is what the planner believes (``pg_class.reltuples``, -1: never looked), and costs no reading of the tables.
+    """
+    oids = [table.oid for table in tables if table.kind == "r"]
+    query = (
+        "SELECT CASE WHEN bool_and(reltuples >= 0) THEN sum(reltuples)::bigint END FROM pg_catalog.pg_class WHERE oid = ANY(%s)"
+    )
+    row = connection.execute(query.encode(), [oids]).fetchone()
+    return None if row is None else row[0]
+
+
 def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) -> Facts:
     """Return the facts that are known before pg_dump starts."""
     connection = held.connection
@@ -81,6 +96,9 @@ def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) 
         notes.append(f"The dump holds {kinds}, which may carry passwords, and nothing in the pipeline encrypts.")
     if standby:
         notes.append("The backup was taken from a standby; unlogged tables have no rows there.")
+    totals = {"tables": sum(table.kind != "S" for table in held.tables), "database_size": size}
+    if (rows := estimate_rows(connection, held.tables)) is not None:
+        totals["rows"] = rows
     return {
         "format": options.format,
         "compression": compression,
@@ -88,7 +106,7 @@ def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) 
         "server": {"version": version, "version_num": number},
         "client": {"version": clients.version, "major": clients.major},
         "extensions": [{"name": name, "version": extension} for name, extension in extensions],
-        "totals": {"tables": sum(table.kind != "S" for table in held.tables), "database_size": size},
+        "totals": totals,
         "large_objects": large if options.large_objects and not chosen else 0,
         "notes": notes,
     }
