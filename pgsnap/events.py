@@ -96,13 +96,15 @@ class StoreOutcome:
 class StoreSummary(StoreOutcome):
     """One store in a summary: how many backups, how many bytes, the newest, and when one was last proved.
 
-    ``error`` says why the store could not be read.
+    ``expires`` is when the policy lets the first of them go, if backups go on once a day; ``error`` says why the store could not
+    be read.
     """
 
     count: int = 0
     size: int = 0
     newest: datetime | None = None
     proved: datetime | None = None
+    expires: datetime | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -441,6 +443,7 @@ class Summary(Event):
             words = [f"{store.count} backup{'' if store.count == 1 else 's'}, {format_size(store.size)}"]
             words += [f"newest {store.newest:%Y-%m-%d %H:%M} UTC"] if store.newest else []
             words += [f"last proved {store.proved:%Y-%m-%d %H:%M} UTC" if store.proved else "never proved by a drill"]
+            words += [f"the next one goes on {store.expires:%Y-%m-%d}"] if store.expires else []
             rows.append((store.label, "; ".join(words)))
         return tuple(rows)
 

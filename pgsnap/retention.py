@@ -25,7 +25,7 @@ import attrs
 
 from pgsnap.types import Keep, format_span
 
-__all__ = ["PERIODS", "SKEW", "Candidate", "Coverage", "Decision", "coverage", "decide"]
+__all__ = ["PERIODS", "SKEW", "Candidate", "Coverage", "Decision", "coverage", "decide", "next_expiry"]
 
 SKEW = timedelta(hours=1)
 """How far ahead of this clock a backup may be dated before it counts as from the future."""
@@ -161,6 +161,22 @@ def _conclude(backup: Candidate, keep: Keep, good: list[Candidate], reasons: lis
     if newer >= keep.min_good:
         return Decision(backup.id, False, (f"{backup.bad}, acknowledged, and there are {newer} newer good ones",))
     return Decision(backup.id, True, (f"{backup.bad}; there are not {keep.min_good} newer good ones",))
+
+
+def next_expiry(keep: Keep | None, zone: str, backups: Iterable[Candidate], now: datetime) -> datetime | None:
+    """Return when the first of these backups goes if one good backup a day follows; None if none does within two years."""
+    present = list(backups)
+    ids = {backup.id for backup in present}
+    if keep is None or keep.empty or not ids:
+        return None
+    for day in range(1, 731):
+        moment = now + timedelta(days=day)
+        present.append(Candidate(id=f"~{day:03d}", time=moment))
+        gone = {decision.id for decision in decide(keep, zone, present, moment) if not decision.keep}
+        if gone & ids:
+            return moment
+        present = [backup for backup in present if backup.id not in gone]
+    return None
 
 
 @attrs.frozen

@@ -13,10 +13,11 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
-from pgsnap.catalog import StoredBackup, load_manifest, scan
+from pgsnap.catalog import Catalog, StoredBackup, load_manifest, scan
 from pgsnap.components import Store
 from pgsnap.errors import PgsnapError
 from pgsnap.events import StoreSummary, Summary, now
+from pgsnap.retention import next_expiry
 from pgsnap.run import Run
 from pgsnap.store_set import Limits, StoreSet
 from pgsnap.types import backup_time
@@ -81,6 +82,8 @@ def summarize(pipeline: Pipeline, *, when: datetime | None = None) -> Summary:
     when = when or now()
     since = when - timedelta(days={"daily": 1, "monthly": 31}.get(pipeline.summary, 7))
     scans = _looks(pipeline).each(lambda store: scan(store, pipeline.name))
+    readable = {number: found for number, found in scans.items() if not isinstance(found, PgsnapError)}
+    catalog = Catalog(pipeline=pipeline.name, stores=pipeline.stores, scans=readable, failures={})
     stores = []
     sizes: dict[str, int] = {}
     for number, store in enumerate(pipeline.stores):
@@ -97,6 +100,7 @@ def summarize(pipeline: Pipeline, *, when: datetime | None = None) -> Summary:
                 size=sum(stored.size for stored in committed),
                 newest=backup_time(committed[-1].id) if committed else None,
                 proved=max((proof for stored in committed for proof in _proofs(stored)), default=None),
+                expires=next_expiry(pipeline.policy(store), pipeline.timezone, catalog.candidates(number), when),
             )
         )
     count = sum(since < backup_time(id) <= when for id in sizes)

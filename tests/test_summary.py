@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Event, LocalStore, Notifier, Pipeline
+from pgsnap import Event, Keep, LocalStore, Notifier, Pipeline
 from pgsnap.events import Finished, Summary
 from pgsnap.summary import LastBackup, is_due, last_backup, summarize
 
@@ -129,3 +129,14 @@ def test_the_first_run_of_a_week_sends_it(make: Make) -> None:
         pipeline.backup(now=at(day))
     assert ["succeeded", "succeeded", "succeeded", "summary", "succeeded"] == [event.kind for event in remember.events]
     assert isinstance(remember.events[3], Summary)
+
+
+def test_the_summary_says_when_the_next_backup_goes(make: Make) -> None:
+    """By the policy of each store, if one backup a day follows; a policy that keeps everything lets none go."""
+    pipeline = make(keep=Keep(daily=7))
+    for day in (16, 17, 18, 19, 20):
+        pipeline.backup(now=at(day))
+    found = summarize(pipeline, when=at(20, 1))
+    assert [at(23, 1), at(23, 1)] == [store.expires for store in found.stores]  # the eighth day since the 16th
+    assert "the next one goes on 2026-11-23" in dict(found.facts)[pipeline.stores[0].label]
+    assert [None, None] == [store.expires for store in summarize(attrs.evolve(pipeline, keep=None), when=at(20, 1)).stores]
