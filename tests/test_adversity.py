@@ -428,7 +428,7 @@ def test_what_is_printed_for_machines_is_redacted_too(desk: Any) -> None:
     done = desk.run("-v", "backup", "--json", PYTHONPATH=str(desk.folder))
     assert 1 == done.returncode
     assert "c4n4ry" not in done.stdout + done.stderr
-    assert ["the notifier 'talker' failed: POST *** failed"] == json.loads(done.stdout)[0]["notify_errors"]
+    assert ["the notifier 'talker' failed: RuntimeError: POST *** failed"] == json.loads(done.stdout)[0]["notify_errors"]
 
 
 # --- children -----------------------------------------------------------------------------------------------------------------

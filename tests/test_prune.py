@@ -421,7 +421,11 @@ def test_killed_at_any_point(filled: Any, tmp_path: Path) -> None:
         shutil.copytree(template, folder)
         mine = attrs.evolve(pipeline, stores=[LocalStore(url=str(folder), fsync=False)])
         done = subprocess.run(
-            [sys.executable, str(tmp_path / "pruner.py"), str(folder), str(number)], capture_output=True, text=True, timeout=60
+            [sys.executable, str(tmp_path / "pruner.py"), str(folder), str(number)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         found = mine.backups()
         assert newest == found.backups[-1].id

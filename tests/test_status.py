@@ -42,7 +42,7 @@ def said(found: PipelineStatus, level: str) -> list[str]:
 
 def test_all_is_well(filled: Any) -> None:
     """Both stores have what the policy wants, and it is young enough."""
-    found = filled(50, 26, 2, keep=Keep(daily=3)).status(max_age=26 * HOUR)
+    found = filled(50, 26, 2, keep=Keep(daily=3)).status(max_age=26 * HOUR, now=NOW)
     assert (0, []) == (found.exit_code, list(found.findings))
     assert [(3, 3)] * 2 == [(store.count, store.coverage["daily"].have) for store in found.stores]
     assert [2 * HOUR] * 2 == [round(store.age) // 60 * 60 for store in found.stores]
@@ -54,7 +54,7 @@ def test_too_old_in_one_store(filled: Any, tmp_path: Path) -> None:
     """Each store by itself: the other's new backup does not help."""
     pipeline = filled(50, 2)
     shutil.rmtree(next((tmp_path / "b" / "shop").glob(f"{NOW - timedelta(hours=2):%Y%m%dT%H%M}*")))
-    found = pipeline.status(max_age=26 * HOUR)
+    found = pipeline.status(max_age=26 * HOUR, now=NOW)
     assert 4 == found.exit_code
     assert 1 == len(said(found, "error"))
     assert f"{tmp_path / 'b'}: the last good backup, " in said(found, "error")[0]

@@ -321,10 +321,10 @@ def test_a_plugin_without_a_package_that_it_needs(
 def test_a_store_without_its_package(desk: Any, without: Any) -> None:
     """fsspec knows the scheme, but not without a library."""
     desk.configure()
-    text = (desk.folder / "pgsnap.toml").read_text().replace(str(desk.folder / "two"), "sftp://host/x")
+    text = (desk.folder / "pgsnap.toml").read_text().replace(str(desk.folder / "two"), "az://container/x")
     (desk.folder / "pgsnap.toml").write_text(text)
-    done = desk.run("backup", DATABASE_URL="postgresql:///x", **without("paramiko"))
-    complaint(done, 2, "sftp://host/x", "needs a package that is not installed", "paramiko", "pip")
+    done = desk.run("backup", DATABASE_URL="postgresql:///x", **without("adlfs"))
+    complaint(done, 2, "az://container/x", "needs a package that is not installed", "adlfs", "pip")
 
 
 # --- the database that is backed up --------------------------------------------------------------------------------------

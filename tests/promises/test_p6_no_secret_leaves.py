@@ -14,8 +14,8 @@ from psycopg import sql
 
 import pgsnap
 
-PASSWORD = "c4nary/Pa ss@wörd'%\"$(x)"
-FORMS = {PASSWORD, quote(PASSWORD, safe=""), "c4nary"}
+PASSWORD = "p6-c4nary-71/Pa ss@wörd'%\"$(x)"
+FORMS = {PASSWORD, quote(PASSWORD, safe=""), "p6-c4nary-71"}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_backup_and_a_restore_show_no_secret(desk: Any, guarded: str, log_form
 @pytest.mark.parametrize(
     "change",
     [
-        lambda url: url.replace("c4nary", "c4naryX"),  # a wrong password
+        lambda url: url.replace("p6-c4nary-71", "p6-c4nary-71X"),  # a wrong password
         lambda url: url.replace(":" + str(urlsplit(url).port), ":1"),  # an unreachable host
         lambda url: url.replace("canary%20shop", "nowhere"),  # a wrong database
         lambda url: url.replace("postgresql://", "postgresql+asyncpg://"),
@@ -118,7 +118,9 @@ def test_reprs_and_pickles_of_errors_hide_it(guarded: str, tmp_path: Path) -> No
     pipeline = pgsnap.Pipeline(name="shop", dump=PgDump(url=pgsnap.Secret(guarded)), stores=[str(tmp_path / "one")])
     assert set() == leaks(repr(pipeline))
     wrong = pgsnap.Pipeline(
-        name="shop", dump=PgDump(url=pgsnap.Secret(guarded.replace("c4nary", "c4naryX"))), stores=[str(tmp_path / "one")]
+        name="shop",
+        dump=PgDump(url=pgsnap.Secret(guarded.replace("p6-c4nary-71", "p6-c4nary-71X"))),
+        stores=[str(tmp_path / "one")],
     )
     with pytest.raises(pgsnap.PgsnapError) as caught:
         wrong.backup()
