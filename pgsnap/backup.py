@@ -46,7 +46,7 @@ from pgsnap.manifest import (
     StageRecord,
     folder,
 )
-from pgsnap.process import watch
+from pgsnap.process import step_back, watch
 from pgsnap.recover import recover_text
 from pgsnap.reports import BackupReport, CopyReport, PruneReport, StoreResult
 from pgsnap.run import Progress, Run
@@ -181,6 +181,7 @@ class _Backup:
         with contextlib.ExitStack() as stack:
             source = artifact.open()
             stack.callback(source.close)
+            stack.enter_context(step_back())
             counted = plain.through(source)
             stack.callback(counted.close)
             encoded = iter(encoding.encode(counted, stack))

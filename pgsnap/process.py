@@ -38,6 +38,7 @@ __all__ = [
     "read_child",
     "read_process",
     "spawn",
+    "step_back",
     "through_process",
     "watch",
 ]
@@ -438,3 +439,24 @@ def watch(tick: Callable[[], object], every: float, name: str = "watch") -> Iter
         thread.join()
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def step_back() -> Iterator[None]:
+    """Let this thread, and the threads that it starts meanwhile, interrupt nobody when there is work for them again.
+
+    Who pumps is woken by every few KiB that pg_dump writes. On a machine with as many busy processes as processors each time
+    costs pg_dump, or the server behind it, its place; what is left for us is enough. By ``SCHED_BATCH`` (sched(7)), where the system
+    has it and lets us; elsewhere nothing changes. Children that were started before are not touched.
+    """
+    batch = getattr(os, "SCHED_BATCH", None)
+    before = None
+    if batch is not None and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, batch, os.sched_param(0))
+            before = os.SCHED_OTHER
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setscheduler(0, before, os.sched_param(0))

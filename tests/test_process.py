@@ -24,6 +24,7 @@ from pgsnap.process import (
     feed_process,
     read_process,
     spawn,
+    step_back,
     through_process,
     watch,
 )
@@ -655,3 +656,35 @@ def test_what_a_child_that_succeeds_says_is_handed_on() -> None:
     )
     assert b"data" == b"".join(read_process(["printf", "data"], said=heard.append))
     assert ["pg_dump: warning: circular"] == heard
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone has SCHED_BATCH")
+def test_step_back_holds_for_its_threads_and_not_beyond() -> None:
+    """The thread and those it starts are of the batch kind; a child from before is not, and afterwards all is as it was."""
+    child = spawn(["sleep", "60"])
+    seen: list[int] = []
+    try:
+        with step_back():
+            with step_back():  # a copy within a backup
+                assert os.SCHED_BATCH == os.sched_getscheduler(0)
+            thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0)))
+            thread.start()
+            thread.join()
+            assert os.SCHED_BATCH == os.sched_getscheduler(0)
+            assert os.SCHED_OTHER == os.sched_getscheduler(child.process.pid)
+    finally:
+        child.release()
+    assert [os.SCHED_BATCH] == seen
+    assert os.SCHED_OTHER == os.sched_getscheduler(0)
+
+
+def test_step_back_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that forbids the call costs nothing but the advantage."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    with step_back():
+        done = True
+    assert done
