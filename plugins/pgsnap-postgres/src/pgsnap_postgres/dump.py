@@ -52,12 +52,8 @@ def choose_clients(options: PgDump, major: int) -> Clients:
     from pgsnap_postgres.pg_dump import Compression
 
     need = ["pg_dump", "pg_dumpall"] if options.globals != "no" else ["pg_dump"]
-    clients = find_clients(major, need=need, bindir=options.bindir)
-    if options.format == "custom":
-        method = Compression.parse(options.compress).method
-        able = find_clients(major, need=need, bindir=options.bindir, compression=method)
-        return able if able.major == clients.major else clients
-    return clients
+    method = Compression.parse(options.compress).method if options.format == "custom" else None
+    return find_clients(major, need=need, bindir=options.bindir, compression=method)
 
 
 def choose_compression(options: PgDump, clients: Clients) -> Compression:
