@@ -5,10 +5,10 @@
     rclone      rclone rcat, its chunk size and concurrency set to the same
     aws         aws s3 cp -, where the awscli package is installed
 
-The server is ``rclone serve s3`` out of a wheel. It works harder than any of its clients (some 1.3 CPU seconds for 200 MB), so on
-a small machine it is the limit; a second round goes against a server that only counts. The delay is made by the proxy of
-``pgsnap.testing``. Each program runs in a process of its own, whose peak memory is printed. Rounds are interleaved, and medians
-printed.
+The server is ``rclone serve s3`` out of a wheel. It works harder than any of its clients (some 1.3 CPU seconds for 200 MB), so
+on a small machine it is the limit; a second round goes against a server that only counts. The delay is made by a proxy that holds
+the head of each request back and lets the kernel pass the rest on. Each program runs in a process of its own, whose peak memory is
+printed. Rounds are interleaved, and medians printed.
 
     python tests/benchmarks/bench_s3.py --size 200MB --part 5MiB --in-flight 16 --rounds 3
 """
@@ -16,22 +16,26 @@ printed.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import re
 import resource
 import shutil
 import socket
+import socketserver
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 KEY, SECRET, BUCKET = "AKBENCH", "bench-secret-key", "bench"
 MIB = 1 << 20
@@ -127,60 +131,150 @@ def find(program: str) -> str | None:
 # --- the servers ---------------------------------------------------------------------------------------------------------
 
 
-async def counting_server(port: int) -> None:
-    """Speak as much of S3 as these clients need: parts are counted and forgotten, a read is zeros. ETags are real MD5 digests."""
-    import hashlib
+class CountingServer(BaseHTTPRequestHandler):
+    """Speaks as much of S3 as these clients need: parts are counted and forgotten, a read is zeros. ETags are real digests."""
 
-    sizes: dict[str, int] = {}
-    parts: dict[str, dict[int, tuple[int, bytes]]] = {}
+    protocol_version = "HTTP/1.1"
+    wbufsize = MIB
+    sizes: ClassVar[dict[str, int]] = {}
+    parts: ClassVar[dict[str, dict[int, tuple[int, bytes]]]] = {}
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            except asyncio.IncompleteReadError:
-                writer.close()
-                return
-            method, target, _ = head.split(" ", 2)
-            length = int((re.search(r"(?i)content-length: *(\d+)", head) or [0, "0"])[1])
-            digest = hashlib.md5(usedforsecurity=False)
-            left = length
-            while left:
-                data = await reader.read(min(left, MIB))
-                digest.update(data)
-                left -= len(data)
-            key = target.partition("?")[0]
-            status, body, extra = "200 OK", b"", {}
-            if number := re.search(r"partNumber=(\d+)", target):
-                parts.setdefault(key, {})[int(number[1])] = (length, digest.digest())
-                extra["ETag"] = f'"{digest.hexdigest()}"'
-            elif method == "POST" and "uploads" in target:
-                body = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
-            elif method == "POST":
-                own = [item for _, item in sorted(parts.pop(key).items())]
-                sizes[key] = sum(size for size, _ in own)
-                etag = hashlib.md5(b"".join(d for _, d in own), usedforsecurity=False).hexdigest()
-                body = f'<CompleteMultipartUploadResult><ETag>"{etag}-{len(own)}"</ETag></CompleteMultipartUploadResult>'.encode()
-            elif method == "PUT":
-                sizes[key] = length
-                extra["ETag"] = f'"{digest.hexdigest()}"'
-            elif method in ("GET", "HEAD") and key in sizes:
-                start, end = 0, sizes[key]
-                if asked := re.search(r"(?i)\r\nrange: *bytes=(\d+)-(\d*)", head):
-                    start, end = int(asked[1]), min(end, int(asked[2] or end) + 1)
-                    status, extra["Content-Range"] = "206 Partial Content", f"bytes {start}-{end - 1}/{sizes[key]}"
-                extra |= {"ETag": '"x"', "Last-Modified": "Sun, 22 Nov 2026 08:00:00 GMT"}
-                body = bytes(end - start) if method == "GET" else b""
-                length = end - start
-            lines = {"Content-Length": str(length if method == "HEAD" else len(body)), **extra}
-            writer.write(
-                f"HTTP/1.1 {status}\r\n".encode() + "".join(f"{k}: {v}\r\n" for k, v in lines.items()).encode() + b"\r\n"
-            )
-            writer.write(body)
-            await writer.drain()
+    def take(self) -> tuple[int, bytes]:
+        """Read the body; return its size and its MD5."""
+        digest, buffer = hashlib.md5(usedforsecurity=False), memoryview(bytearray(MIB))
+        left = size = int(self.headers.get("Content-Length", "0"))
+        while left:
+            count = self.rfile.readinto(buffer[: min(left, MIB)])  # type: ignore[attr-defined]
+            digest.update(buffer[:count])
+            left -= count
+        return size, digest.digest()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port, limit=MIB)
-    await server.serve_forever()
+    def answer(self, body: bytes = b"", status: int = 200, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def do_PUT(self) -> None:
+        key, _, query = self.path.partition("?")
+        size, digest = self.take()
+        if number := re.search(r"partNumber=(\d+)", query):
+            self.parts.setdefault(key, {})[int(number[1])] = size, digest
+        else:
+            self.sizes[key] = size
+        self.answer(ETag=f'"{digest.hex()}"')
+
+    def do_POST(self) -> None:
+        key, _, query = self.path.partition("?")
+        self.take()
+        if "uploads" in query:
+            self.answer(b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>")
+            return
+        own = [item for _, item in sorted(self.parts.pop(key).items())]
+        self.sizes[key] = sum(size for size, _ in own)
+        etag = hashlib.md5(b"".join(digest for _, digest in own), usedforsecurity=False).hexdigest()
+        text = f'<CompleteMultipartUploadResult><ETag>"{etag}-{len(own)}"</ETag></CompleteMultipartUploadResult>'
+        self.answer(text.encode())
+
+    def do_GET(self) -> None:
+        size = self.sizes.get(self.path.partition("?")[0])
+        if size is None:
+            self.answer(status=404)
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (int(asked[1]), min(size, int(asked[2] or size) + 1)) if asked else (0, size)
+        more = {"ETag": '"x"', "Last_Modified": "Sun, 22 Nov 2026 08:00:00 GMT"}
+        if asked:
+            more["Content_Range"] = f"bytes {start}-{end - 1}/{size}"
+        body = b"" if self.command == "HEAD" else bytes(end - start)
+        self.answer(body, 206 if asked else 200, end - start, **more)
+
+    do_HEAD = do_GET
+
+    def handle_expect_100(self) -> bool:
+        done = super().handle_expect_100()
+        self.wfile.flush()
+        return done
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class DelayProxy(socketserver.StreamRequestHandler):
+    """Holds the head of each request back for ``delay`` seconds; bodies go through the kernel without being touched here.
+
+    The fault proxy of ``pgsnap.testing`` could do it too, but takes every byte into Python: a third of a processor here.
+    """
+
+    port: ClassVar[int]
+    delay: ClassVar[float]
+
+    def handle(self) -> None:
+        client = self.connection
+        server = socket.create_connection(("127.0.0.1", self.port))
+        for each in (client, server):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=self.pass_on, args=(server, client, None), daemon=True)
+        back.start()
+        held = b""
+        with server, contextlib.suppress(OSError):
+            while True:
+                while b"\r\n\r\n" not in held:
+                    data = client.recv(65536)
+                    if not data:
+                        return
+                    held += data
+                head, _, held = held.partition(b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+                assert b"chunked" not in head.lower().partition(b"transfer-encoding:")[2][:20], "no length"
+                left = int(length[1]) if length else 0
+                body, held = held[:left], held[left:]
+                time.sleep(self.delay)
+                server.sendall(head + b"\r\n\r\n" + body)
+                self.pass_on(client, server, left - len(body))
+
+    @staticmethod
+    def pass_on(source: socket.socket, target: socket.socket, left: int | None) -> None:
+        """Move ``left`` bytes, or all until the end."""
+        out, into = os.pipe()
+        try:
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, MIB)
+            while left is None or left:
+                count = held = os.splice(source.fileno(), into, MIB if left is None else min(left, MIB))
+                if not count:
+                    with contextlib.suppress(OSError):
+                        target.shutdown(socket.SHUT_WR)
+                    return
+                while held:
+                    held -= os.splice(out, target.fileno(), held)
+                left = None if left is None else left - count
+        except OSError:
+            pass
+        finally:
+            os.close(out)
+            os.close(into)
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """A server with a thread for each connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
+@contextlib.contextmanager
+def delayed(port: int, delay: float) -> Iterator[str]:
+    """Give the URL of a ``DelayProxy`` before ``port``, in a process of its own."""
+    argv = [sys.executable, __file__, "--delay-proxy", str(port), "--delay", str(delay)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 def start(which: str, folder: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -216,15 +310,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     for hidden in ("--client", "--what", "--url"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--counting-server", type=int, help=argparse.SUPPRESS)
+    for hidden in ("--counting-server", "--delay-proxy"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.counting_server:
-        asyncio.run(counting_server(args.counting_server))
+        Server(("127.0.0.1", args.counting_server), CountingServer).serve_forever()
+    if args.delay_proxy:
+        DelayProxy.port, DelayProxy.delay = args.delay_proxy, args.delay
+        with Server(("127.0.0.1", 0), DelayProxy) as proxy:
+            print(proxy.server_address[1], flush=True)
+            proxy.serve_forever()
     if args.client:
         client(args.client, args.what, args.url, args.size, args.part, args.in_flight)
         return
-    from pgsnap.testing.fault_proxy import FaultProxy
-
     print(
         f"{args.size / 1e6:g} MB, {args.part / MIB:g} MiB a part, {args.in_flight} in flight, {args.delay * 1000:g} ms a request"
     )
@@ -232,8 +330,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             server, port = start(which, folder)
             try:
-                with FaultProxy(("127.0.0.1", port), delay=args.delay) as proxy:
-                    report(which, rounds(which, proxy.url, args), args.size)
+                with delayed(port, args.delay) as url:
+                    report(which, rounds(which, url, args), args.size)
             finally:
                 server.kill()
                 server.wait()

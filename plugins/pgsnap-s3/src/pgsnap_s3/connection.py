@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import attrs
 
 from pgsnap import ConfigError, Secret
+from pgsnap.streams import CHUNK
 from pgsnap_s3.failures import is_transient
 
 __all__ = ["Connection", "Patience", "Settings"]
@@ -167,13 +168,13 @@ class Connection:
     async def _fetch(self, into: bytearray, length: int, arguments: dict[str, Any]) -> dict[str, Any]:
         answer = await self._call("get_object", None, 1.0, arguments)
         stream = answer.pop("Body")
+        limit = self._settings.io_timeout
         try:
-            while length:
-                piece = await asyncio.wait_for(stream.read(min(length, PIECE)), self._settings.io_timeout)
-                if not piece:
-                    break
-                into += piece
-                length -= len(piece)
+            async with asyncio.timeout(limit) as timeout:
+                while length and (piece := await stream.read(min(length, CHUNK))):  # what has come, up to that
+                    into += piece
+                    length -= len(piece)
+                    timeout.reschedule(asyncio.get_running_loop().time() + limit)
         finally:
             stream.close()
         return answer

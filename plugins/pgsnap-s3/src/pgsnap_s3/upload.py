@@ -2,7 +2,8 @@
 
 A multipart upload publishes nothing until it is completed, and completing it is one request with one answer. Any failure before
 leads to its abort, after the last part under way has ended, since a part that arrives later would stay behind. Each part carries
-its MD5, so that a server refuses what the network has changed, and the answers are compared with what was sent.
+its MD5, so that a server refuses what the network has changed, and the answers are compared with what was sent: an ETag that is
+the digest of the object, or of its parts, proves it; where a server's ETags are something else, the object is looked up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,16 +71,17 @@ class Upload:
     # --- one request ----------------------------------------------------------------------------------------------------
 
     def _send_small(self, data: bytes) -> int:
-        def put() -> None:
-            digest = _md5(data)
+        digest = _md5(data)
+
+        def put() -> bool:
             answer = self.connection.call(
                 "put_object", data, ContentMD5=_base64(digest), **self.place, **self.options, **self._lock()
             )
-            self._compare(answer, digest.hex(), "")
+            return self._compare(answer, digest.hex(), "")
 
         patience = Patience()
-        patience(put)
-        self._confirm(len(data), patience)
+        if not patience(put):
+            self._confirm(len(data), patience)
         return len(data)
 
     # --- parts ----------------------------------------------------------------------------------------------------------
@@ -86,31 +89,39 @@ class Upload:
     def _send_parts(self, pieces: Iterator[bytes]) -> int:
         began = datetime.now(UTC)
         patience = Patience()
+        upload: Future[str] = Future()
         done = None
-        upload = None
         try:
-            created = patience(
-                lambda: self.connection.call("create_multipart_upload", **self.place, **self.options, **self._lock())
-            )
-            upload = str(created["UploadId"])
             done = self._complete(upload, pieces, patience)
         except BaseException:
             patience.cancel()
             raise
         finally:
-            if upload is not None and done is None:
-                self._abort(upload)
+            ours = upload.result() if upload.done() and upload.exception() is None else None
+            if ours is not None and done is None:
+                self._abort(ours)
             if patience.repeated:  # an answer that got lost may have left an upload that nobody knows of
-                self._abort_lost(began, upload)
-        self._confirm(done, patience)
+                self._abort_lost(began, ours)
         return done
 
-    def _complete(self, upload: str, pieces: Iterator[bytes], patience: Patience) -> int:
+    def _create(self, upload: Future[str], patience: Patience) -> None:
+        """Begin the upload: the first piece of work, so that the first parts are digested meanwhile."""
+        try:
+            answer = patience(
+                lambda: self.connection.call("create_multipart_upload", **self.place, **self.options, **self._lock())
+            )
+            upload.set_result(str(answer["UploadId"]))
+        except BaseException as error:
+            upload.set_exception(error)
+            raise
+
+    def _complete(self, upload: Future[str], pieces: Iterator[bytes], patience: Patience) -> int:
         digests: list[bytes] = []
         size = 0
 
         def numbered() -> Iterator[tuple[int, bytes]]:
             nonlocal size
+            yield 0, b""  # the creation
             number = 0
             while True:
                 try:
@@ -131,14 +142,16 @@ class Upload:
                 yield number, piece
                 del piece
 
-        def send(item: tuple[int, bytes]) -> tuple[dict[str, Any], bytes]:
+        def send(item: tuple[int, bytes]) -> tuple[dict[str, Any], bytes] | None:
             number, data = item
+            if not number:
+                self._create(upload, patience)
+                return None
             digest = _md5(data)
+            place = {**self.place, "PartNumber": number, "UploadId": upload.result()}
 
             def put() -> dict[str, Any]:
-                answer = self.connection.call(
-                    "upload_part", data, ContentMD5=_base64(digest), PartNumber=number, UploadId=upload, **self.place
-                )
+                answer = self.connection.call("upload_part", data, ContentMD5=_base64(digest), **place)
                 self._compare(answer, digest.hex(), f" (part {number})")
                 return {"PartNumber": number, "ETag": answer["ETag"]}
 
@@ -147,17 +160,17 @@ class Upload:
         parts: list[dict[str, Any]] = []
         with contextlib.closing(in_flight(send, numbered(), self.parts_in_flight)) as sent:
             try:
-                for part, digest in sent:
-                    parts.append(part)
-                    digests.append(digest)
+                for result in sent:
+                    if result is not None:
+                        parts.append(result[0])
+                        digests.append(result[1])
             except BaseException:
                 patience.cancel()
                 raise
         expected = f"{_md5(b''.join(digests)).hex()}-{len(digests)}"
+        ours = {**self.place, "UploadId": upload.result()}
 
-        ours = {**self.place, "UploadId": upload}
-
-        def complete() -> None:
+        def complete() -> bool:
             try:
                 answer = self.connection.call(
                     "complete_multipart_upload", patience=COMPLETION, MultipartUpload={"Parts": parts}, **ours
@@ -166,12 +179,13 @@ class Upload:
                 if code_of(error) != "NoSuchUpload" or not patience.repeated:
                     raise
                 head = self._head()  # an earlier attempt may have done it, and its answer got lost
-                if head is None or head.get("ContentLength") != size or not self._same(head.get("ETag", ""), expected):
+                if head is None or head.get("ContentLength") != size or self._agrees(head.get("ETag", ""), expected) is False:
                     raise
-                return
-            self._compare(answer, expected, "", lasting=True)
+                return True
+            return self._compare(answer, expected, "", lasting=True)
 
-        patience(complete)
+        if not patience(complete):
+            self._confirm(size, patience)
         return size
 
     def _abort(self, upload: str) -> None:
@@ -204,10 +218,12 @@ class Upload:
         days = self.lock_days
         return {} if days is None else {"ObjectLockRetainUntilDate": datetime.now(UTC) + timedelta(days=days)}
 
-    def _compare(self, answer: Mapping[str, Any], expected: str, what: str, lasting: bool = False) -> None:
+    def _compare(self, answer: Mapping[str, Any], expected: str, what: str, lasting: bool = False) -> bool:
+        """Raise if the ETag is not that of what was sent; return whether it is, or says nothing."""
         encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        if encrypted or self._same(str(answer.get("ETag", "")), expected):
-            return
+        agrees = None if encrypted else self._agrees(str(answer.get("ETag", "")), expected)
+        if agrees is not False:
+            return agrees is True
         if lasting:
             self._remove()
         raise StoreError(
@@ -217,14 +233,14 @@ class Upload:
             transient=not lasting,
         )
 
-    def _same(self, etag: str, expected: str) -> bool:
-        """Whether an ETag agrees, as far as this server's ETags say anything.
+    def _agrees(self, etag: str, expected: str) -> bool | None:
+        """Whether an ETag is the digest that is expected; None if this server's ETags say nothing.
 
         Some servers name an object of several parts in a HEAD by another rule than in the answer to its completion.
         """
         etag = etag.strip('"').lower()
         comparable = re.fullmatch(r"[0-9a-f]{32}(-[0-9]+)?", etag) and ("-" in etag) == ("-" in expected)
-        return not (self.md5_etags and comparable) or etag == expected
+        return etag == expected if self.md5_etags and comparable else None
 
     def _head(self) -> dict[str, Any] | None:
         """Return what the server says of the object, or None if this key must not ask."""
@@ -236,7 +252,7 @@ class Upload:
             raise
 
     def _confirm(self, size: int, patience: Patience) -> None:
-        """Look the object up; with a key that may only write, the answer to the write must do."""
+        """Look the object up where no ETag has proved it; with a key that may only write, the answer to the write must do."""
         head = patience(self._head)
         if head is None:
             return
