@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -356,8 +357,9 @@ def load_manifest_text(stores: Iterable[Store], pipeline: str, backup_id: str) -
         manifests.append(manifest)
     if len(texts) > 1:
         raise IntegrityError(
-            f"the manifests of {pipeline}/{backup_id} differ between {' and '.join(texts.values())}; "
-            "one of them was altered: verify each store by itself."
+            f"the manifests of {pipeline}/{backup_id} differ between {' and '.join(texts.values())}; one of "
+            f"them was altered: look at each by 'pgsnap show {backup_id} --store STORE', and use the one you trust by --store "
+            f"{' or --store '.join(map(shlex.quote, texts.values()))}."
         )
     if not manifests:
         if len(failures) == 1:

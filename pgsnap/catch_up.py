@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pgsnap.bounded import Limits
 from pgsnap.catalog import Backup, Catalog, scan
 from pgsnap.copy import copy_missing
 from pgsnap.errors import Aborted, Denied, PgsnapError
 from pgsnap.reports import CopyReport
 from pgsnap.run import Progress, Run
-from pgsnap.store_set import Limits, StoreSet
+from pgsnap.store_set import StoreSet
 
 if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline
@@ -35,6 +36,7 @@ def catch_up(pipeline: Pipeline, id: str, *, seconds: float, progress: Progress)
     Args:
         id: The backup that was just committed.
     """
+    pipeline = pipeline.bounded
     run = Run(pipeline.name, id, timeout=seconds, progress=progress)
     copied: dict[str, tuple[str, ...]] = {}
     errors: list[str] = []

@@ -10,7 +10,7 @@ import attrs
 from pgsnap.blocks import read_file, read_objects
 from pgsnap.catalog import Backup, Catalog
 from pgsnap.components import Store
-from pgsnap.errors import BusyError, ConfigError, Denied, IntegrityError, PgsnapError, StoreError
+from pgsnap.errors import BusyError, Denied, IntegrityError, PgsnapError, StoreError
 from pgsnap.leases import lease
 from pgsnap.manifest import MANIFEST, FileRecord, Manifest, ObjectRecord, folder
 from pgsnap.reports import CopyReport
@@ -39,13 +39,11 @@ def copy(
         ConfigError: no store has that label.
         StoreError: no store can be listed.
     """
+    pipeline = pipeline.bounded
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress
-    targets = [n for n, store in enumerate(pipeline.stores) if to is None or to in (store.label, store.url)]
-    if not targets:
-        labels = ", ".join(store.label for store in pipeline.stores)
-        raise ConfigError(f"pipeline {pipeline.name!r} has no store {to!r}; it has {labels}.")
+    targets = list(range(len(pipeline.stores))) if to is None else [pipeline.position(to)]
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     chosen = [catalog.find(which) for which in backups] if backups else list(reversed(catalog.backups))
     wanted = {n: [b for b in chosen if n not in b.stores] for n in targets if n not in catalog.failures}

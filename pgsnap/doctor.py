@@ -141,6 +141,8 @@ class _Look:
         try:
             refused = self.store.delete(keys)
         except PgsnapError as error:
+            if isinstance(error, StoreError) and error.transient:
+                return self.failed("deleting", error)
             refused = {keys[0]: str(error)}
         if refused:
             text = f"the key may not delete ({next(iter(refused.values()))}); {self.folder} stays."

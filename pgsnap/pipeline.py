@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
+from pgsnap.bounded import BoundedStore, Limits
 from pgsnap.catalog import Catalog
 from pgsnap.components import Component, Dumper, Notifier, RestoreRequest, Store, Transform
 from pgsnap.errors import ConfigError
@@ -18,13 +19,16 @@ from pgsnap.events import Event
 from pgsnap.guard import Guard
 from pgsnap.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
 from pgsnap.run import Progress, Run
-from pgsnap.store_set import Limits
-from pgsnap.types import Finding, Keep, Secret, check_name
+from pgsnap.streams import Bounds, Stalled
+from pgsnap.types import Finding, Keep, Secret, check_name, without_userinfo
 
 if TYPE_CHECKING:
     from pgsnap.status import PipelineStatus
 
 __all__ = ["Pipeline"]
+
+LINK_SECONDS = 2.0
+"""Seconds that finding out where a path leads may take."""
 
 
 def _stores(given: Iterable[Store | str | os.PathLike[str]]) -> tuple[Store, ...]:
@@ -50,8 +54,8 @@ def _place(store: Store) -> str:
     from pgsnap.stores import LocalStore
 
     if isinstance(store, LocalStore):
-        with contextlib.suppress(ConfigError):
-            return os.path.realpath(store.root)
+        with contextlib.suppress(ConfigError, Stalled):  # on a mount whose server is gone, to follow a link takes for ever
+            return Bounds().call(lambda: os.path.realpath(store.root), LINK_SECONDS)
     return store.url.rstrip("/")
 
 
@@ -87,8 +91,10 @@ class Pipeline:
         schedule: When ``pgsnap schedule`` runs it: a cron line such as ``0 8 * * *``.
         auto_prune: Prune after each good backup, in the stores that hold it. Off for keys that may not list or delete.
         guard: When a backup is suspect because it is so much smaller than those before.
-        stall_timeout: Seconds a store may take nothing while its buffer is full, before it is dropped.
+        stall_timeout: Seconds a store may take nothing while its buffer is full, or give nothing more of what is read from it,
+            before it is dropped.
         finish_timeout: Seconds a store has to complete an object after its last byte.
+        answer_timeout: Seconds a store may take to answer: a small file, a deletion, the next entries of a listing.
         buffer: Bytes held for each store.
         catch_up_timeout: Seconds that a run may copy, after its commit, to stores that lack backups; 0: not at all.
         notify_timeout: Seconds that all messages of one run may take together.
@@ -109,6 +115,7 @@ class Pipeline:
     guard: Guard = attrs.field(factory=Guard)
     stall_timeout: float = attrs.field(default=300.0, validator=_seconds, metadata={"unit": "seconds"})
     finish_timeout: float = attrs.field(default=600.0, validator=_seconds, metadata={"unit": "seconds"})
+    answer_timeout: float = attrs.field(default=120.0, validator=_seconds, metadata={"unit": "seconds"})
     buffer: int = attrs.field(default=8 << 20, metadata={"unit": "bytes"})
     catch_up_timeout: float = attrs.field(default=3600.0, metadata={"unit": "seconds"})
     notify_timeout: float = attrs.field(default=60.0, validator=_seconds, metadata={"unit": "seconds"})
@@ -120,7 +127,7 @@ class Pipeline:
 
     @stores.validator
     def _check_stores(self, _: object, value: tuple[Store, ...]) -> None:
-        places = [_place(store) for store in value]
+        places = [_place(store) for store in value] if len(value) > 1 else []
         for number, place in enumerate(places):
             if place in places[:number]:
                 twice = dict.fromkeys([value[places.index(place)].label, value[number].label])
@@ -175,10 +182,45 @@ class Pipeline:
 
     @property
     def limits(self) -> Limits:
-        """What the fan-out grants to each store."""
+        """What is granted to each store."""
         return Limits(
-            buffer=self.buffer, stall=self.stall_timeout, finish=self.finish_timeout, grace=min(30.0, self.stall_timeout)
+            buffer=self.buffer,
+            stall=self.stall_timeout,
+            finish=self.finish_timeout,
+            grace=min(30.0, self.stall_timeout),
+            answer=self.answer_timeout,
         )
+
+    @property
+    def bounded(self) -> Pipeline:
+        """The same pipeline with each call of a store bounded in time; whatever reads its stores begins with this.
+
+        A store that gave no answer is known to what shares the result, and not asked again while the call is blocked.
+        """
+        return attrs.evolve(self, stores=[BoundedStore.of(store, self.limits) for store in self.stores])
+
+    def only(self, *stores: str) -> Pipeline:
+        """Return the same pipeline with only the stores of these labels (or URLs), in the pipeline's order; of none: with all.
+
+        Raises:
+            ConfigError: it has no store of that label.
+        """
+        if not stores:
+            return self
+        left = [self.stores[number] for number in sorted({self.position(text) for text in stores})]
+        return attrs.evolve(self, stores=left, quorum=min(self.quorum, len(left)))
+
+    def position(self, store: str) -> int:
+        """Return the position of the store that has this label, or this URL.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for number, one in enumerate(self.stores):
+            if store.rstrip("/") in (one.label.rstrip("/"), one.url.rstrip("/")):
+                return number
+        labels = ", ".join(one.label for one in self.stores)
+        raise ConfigError(f"pipeline {self.name!r} has no store {without_userinfo(store)!r}; it has {labels}.")
 
     @property
     def components(self) -> Sequence[Component]:
@@ -193,7 +235,7 @@ class Pipeline:
 
     def backups(self) -> Catalog:
         """Return what backups there are; see ``pgsnap.catalog.Catalog``."""
-        return Catalog.read(self.name, self.stores)
+        return Catalog.read(self.name, self.bounded.stores)
 
     def restore(
         self,
@@ -311,7 +353,7 @@ class Pipeline:
         """Ask every component what would fail if a backup started now. Connects, and changes nothing."""
         run = Run(self.name)
         run.encrypted = any(transform.encrypts for transform in self.transforms)
-        return [finding for component in self.components for finding in component.preflight(run)]
+        return [finding for component in self.bounded.components for finding in component.preflight(run)]
 
     def examine(self) -> list[Finding]:
         """Try out every store: write, read, list, abort and delete in a folder of its own; see ``pgsnap.doctor.examine``."""
@@ -319,4 +361,4 @@ class Pipeline:
 
         run = Run(self.name, timeout=self.timeout)
         with run.watched():
-            return [finding for store in self.stores for finding in examine(store, run)]
+            return [finding for store in self.bounded.stores for finding in examine(store, run)]

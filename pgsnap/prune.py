@@ -61,6 +61,7 @@ def prune(
         StoreError: no store can be listed.
     """
     now = now or datetime.now(UTC)
+    pipeline = pipeline.bounded
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress

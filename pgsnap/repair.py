@@ -47,7 +47,7 @@ def repair(
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
-    report = _repaired(pipeline, backup, decode, record, progress)
+    report = _repaired(pipeline.bounded, backup, decode, record, progress)
     return announced(pipeline, report) if notify else report
 
 

@@ -52,6 +52,7 @@ def restore(
 
 def open_source(pipeline: Pipeline, backup: str, run: Run) -> tuple[BackupSource, list[str]]:
     """Return a backup to read from, and the list into which each change of store is noted."""
+    pipeline = pipeline.bounded
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     notes: list[str] = []
 

@@ -89,6 +89,7 @@ def status(pipeline: Pipeline, *, max_age: float | None = None, now: datetime | 
         StoreError: no store can be listed.
     """
     now = now or datetime.now(UTC)
+    pipeline = pipeline.bounded
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     findings: list[Finding] = []
     stores = []

@@ -9,27 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-import attrs
-
+from pgsnap.bounded import BoundedStore, Limits
 from pgsnap.components import Store
 from pgsnap.errors import PgsnapError, StoreError, UpstreamError
 from pgsnap.manifest import MANIFEST, ObjectRecord
 from pgsnap.run import Run
 from pgsnap.streams import BLOCK, Chunks, Outcome, Stream, Tap, drain, fan_out
 
-__all__ = ["Limits", "StoreSet"]
+__all__ = ["StoreSet"]
 
 R = TypeVar("R")
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """How long a store may take and how much is held for it; see ``streams.fan_out``. Seconds and bytes."""
-
-    buffer: int = 8 << 20
-    stall: float = 300.0
-    finish: float = 600.0
-    grace: float = 30.0
 
 
 QUIET = Limits(stall=30, finish=30, grace=5)
@@ -40,7 +29,8 @@ class StoreSet:
     """The stores of one run, by position: ``failures`` holds why each lost one was dropped."""
 
     def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
-        self.stores = tuple(stores)
+        # Its own bounds do: a stream would pass two queues.
+        self.stores = tuple(store.store if isinstance(store, BoundedStore) else store for store in stores)
         self.failures: dict[int, PgsnapError] = {}
         self._run = run
         self._limits = limits

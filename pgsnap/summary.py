@@ -13,13 +13,14 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
+from pgsnap.bounded import Limits
 from pgsnap.catalog import Catalog, StoredBackup, load_manifest, scan
 from pgsnap.components import Store
 from pgsnap.errors import PgsnapError
 from pgsnap.events import StoreSummary, Summary, now
 from pgsnap.retention import next_expiry
 from pgsnap.run import Run
-from pgsnap.store_set import Limits, StoreSet
+from pgsnap.store_set import StoreSet
 from pgsnap.types import backup_time
 
 if TYPE_CHECKING:

@@ -48,6 +48,7 @@ def verify(
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
+    pipeline = pipeline.bounded
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress

@@ -36,10 +36,10 @@ from pgsnap import (
 )
 from pgsnap import backup as backup_module
 from pgsnap.blocks import read_file
+from pgsnap.bounded import Limits
 from pgsnap.catalog import scan
 from pgsnap.manifest import FileRecord, Manifest
 from pgsnap.process import read_process, through_process
-from pgsnap.store_set import Limits
 from pgsnap.streams import Chunks, Stream, drain
 from pgsnap.types import Facts
 

@@ -303,6 +303,43 @@ def test_list_with_a_store_offline(toys: Toys) -> None:
     assert [str(toys.folder / "shop-1")] == item["stores"]
 
 
+def test_only_one_store(toys: Toys) -> None:
+    """list, show, verify and restore with ``--store``: the others are not touched, and may be broken."""
+    toys.run("backup")
+    one, two = (str(toys.folder / f"shop-{number}") for number in (1, 2))
+    assert [one] == toys.json("list", "--json", "--store", one)[0]["stores"]
+    assert [one, two] == toys.json("list", "--json", "--store", two, "--store", one)[0]["stores"]
+    manifest = toys.folder / "shop-2" / "shop" / toys.ids("shop-2")[0] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("a toy", "a boy"))
+    error = toys.run("restore", "--to", "out", code=4).stderr
+    assert f"use the one you trust by --store {one} or --store {two}" in " ".join(error.split())
+    assert "a boy" in toys.run("show", "--store", two).stdout
+    assert "a toy" in toys.run("show", "--store", one).stdout
+    toys.run("verify", "--store", one)
+    toys.break_store("shop-2")
+    toys.run("restore", "--to", "out", "--store", one)
+    assert bytes(100_000) == (toys.folder / "out").read_bytes()
+    toys.run("list", "--store", one)
+
+
+@pytest.mark.parametrize("command", [["list"], ["show"], ["verify"], ["restore", "--to", "out"]])
+def test_a_store_that_is_not_there_is_refused_with_the_labels(toys: Toys, command: list[str]) -> None:
+    """Exit code 2, and what there is to choose from; nothing was done."""
+    toys.run("backup")
+    error = toys.run(*command, "--store", "shop-1", code=2).stderr
+    assert f"pipeline 'shop' has no store 'shop-1'; it has {toys.folder}/shop-1, {toys.folder}/shop-2." in error
+    assert not (toys.folder / "out").exists()
+
+
+def test_show_with_a_store_offline(toys: Toys) -> None:
+    """It shows what the other has, and names the one that could not be asked."""
+    toys.run("backup")
+    toys.break_store("shop-2")
+    done = toys.run("show", code=3)
+    assert "shop-1" in done.stdout
+    assert "shop-2" in done.stderr
+
+
 def test_a_pipeline_whose_stores_are_all_offline_does_not_hide_the_others(toys: Toys) -> None:
     """list, verify and copy go on with the next pipeline."""
     toys.configure(lost="", shop="")

@@ -32,6 +32,7 @@ ORDER = """
     reports
     stores
     builtin
+    bounded
     stages blocks store_set doctor telling
     recover catalog source leases
     summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pgsnap import (
     ConfigError,
     Event,
+    FsspecStore,
     IntegrityError,
     LocalStore,
     ManifestError,
@@ -231,6 +233,38 @@ def test_differing_manifests_are_an_integrity_error(make: Make, tmp_path: Path) 
     with pytest.raises(IntegrityError, match=f"differ between {tmp_path}/a and {tmp_path}/b"):
         pipeline.restore(to="postgresql:///x")
     assert False is pipeline.verify().ok
+
+
+def test_one_of_two_stores_is_taken_by_its_label(make: Make, tmp_path: Path) -> None:
+    """The error says how, and then the backup can be restored, verified and shown from the store that is trusted."""
+    pipeline = make()
+    report = pipeline.backup()
+    path = tmp_path / "b" / "shop" / report.id / "manifest.json"
+    path.write_text(path.read_text().replace('"pgsnap": "0.1.0"', '"pgsnap": "0.1.1"'))
+    way = f"'pgsnap show {report.id} --store STORE', and use the one you trust by --store {tmp_path}/a or --store {tmp_path}/b."
+    with pytest.raises(IntegrityError, match=re.escape(way)):
+        pipeline.restore(to="postgresql:///x")
+    for name, version in (("a", "0.1.0"), ("b", "0.1.1")):
+        chosen = pipeline.only(str(tmp_path / name))
+        assert [str(tmp_path / name)] == [store.label for store in chosen.stores]
+        chosen.restore(to="postgresql:///x")
+        assert chosen.verify().ok
+        assert version == chosen.backups().manifest(chosen.backups().find()).pgsnap
+
+
+def test_stores_are_chosen_by_label_or_url_alone(make: Make, tmp_path: Path) -> None:
+    """Exactly, but for a slash at the end; in the pipeline's order; the quorum is no more than what is left."""
+    secret = FsspecStore(url="memory://user:pass@there/x")
+    pipeline = make(stores=[str(tmp_path / "a"), str(tmp_path / "b"), secret], quorum=3)
+    assert pipeline is pipeline.only()
+    assert pipeline.stores[:2] == pipeline.only(f"{tmp_path}/b/", f"{tmp_path}/a").stores
+    assert (secret,) == pipeline.only("memory://there/x").stores == pipeline.only("memory://user:pass@there/x").stores
+    assert 2 == pipeline.only(f"{tmp_path}/b", f"{tmp_path}/a").quorum
+    for wrong in ("", "a", "1", f"{tmp_path}", f"{tmp_path}/a/b", "memory://user:pass@there/y"):
+        with pytest.raises(ConfigError) as caught:
+            pipeline.only(f"{tmp_path}/a", wrong)
+        has = f"it has {tmp_path}/a, {tmp_path}/b, memory://there/x."
+        assert f"pipeline 'shop' has no store {wrong.replace('user:pass@', '')!r}; {has}" == str(caught.value)
 
 
 def test_a_manifest_that_was_moved_is_refused(make: Make, tmp_path: Path) -> None:

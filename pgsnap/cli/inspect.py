@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pgsnap.cli.screen import paragraph, table
-from pgsnap.cli.session import Session, pass_session, print_json
+from pgsnap.cli.session import STORES, Session, pass_session, print_json
 from pgsnap.errors import ConfigError, NotFound, PgsnapError
 
 if TYPE_CHECKING:
@@ -24,15 +24,16 @@ READERS = {"store", "transform"}
 
 @click.command("list", short_help="List the backups, the newest last.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@STORES
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON on stdout.")
 @pass_session
-def list_backups(session: Session, names: Sequence[str], as_json: bool) -> int:
+def list_backups(session: Session, names: Sequence[str], stores: Sequence[str], as_json: bool) -> int:
     """List the backups of the named pipelines, or of all, the newest last."""
     from pgsnap.reports import worst
 
     codes = [0]
     documents = []
-    for pipeline in session.pipelines(names, READERS):
+    for pipeline in session.pipelines(names, READERS, stores):
         try:
             catalog = pipeline.backups()
         except PgsnapError as error:
@@ -124,10 +125,10 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
 
 
 def find_backup(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
-    """Find a backup among several pipelines."""
+    """Find a backup among several pipelines; the one it belongs to is given back ``bounded``."""
     found = []
     missing: list[PgsnapError] = []
-    for pipeline in pipelines:
+    for pipeline in (pipeline.bounded for pipeline in pipelines):
         catalog = pipeline.backups()
         try:
             found.append((pipeline, catalog, catalog.find(which)))
@@ -144,17 +145,21 @@ def find_backup(session: Session, pipelines: Sequence[Pipeline], which: str) -> 
 @click.command()
 @click.argument("which", metavar="ID", default="latest")
 @click.option("--pipeline", "-p", metavar="NAME", help="Of this pipeline; needed if several fit.")
+@STORES
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is stored.")
 @pass_session
-def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> int:
+def show(session: Session, which: str, pipeline: str | None, stores: Sequence[str], as_json: bool) -> int:
     """Show what a backup consists of. ID is an id, its beginning, a time, or 'latest'."""
     from pgsnap.types import format_duration, format_size
 
-    chosen, catalog, backup = find_backup(session, session.pipelines([pipeline] if pipeline else [], READERS), which)
+    chosen, catalog, backup = find_backup(session, session.pipelines([pipeline] if pipeline else [], READERS, stores), which)
+    for failure in catalog.failures.values():
+        session.error(str(failure))
+    code = 3 if catalog.failures else 0
     manifest = catalog.manifest(backup)
     if as_json:
         click.echo(manifest.to_bytes().decode(), nl=False)
-        return 0
+        return code
     out = session.out
     seconds = (manifest.ended - manifest.started).total_seconds()
     out.print(f"{chosen.name} {backup.id}", style="bold", markup=False)
@@ -175,7 +180,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
         for item in record.objects:
             paragraph(out, f"{item.key}: {format_size(item.size)}", indent=2, hang=2)
             out.print(f"    sha256 {item.sha256}", soft_wrap=True)
-    return 0
+    return code
 
 
 @click.command(short_help="Compare every byte of a backup, in each store.")
@@ -183,6 +188,7 @@ def show(session: Session, which: str, pipeline: str | None, as_json: bool) -> i
 @click.option(
     "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."
 )
+@STORES
 @click.option("--all", "every", is_flag=True, help="Every backup.")
 @click.option("--no-record", is_flag=True, help="Change nothing: do not record the result in the store.")
 @click.option("--repair", is_flag=True, help="Replace what is damaged by what another store holds undamaged, and verify again.")
@@ -195,6 +201,7 @@ def verify(
     session: Session,
     names: Sequence[str],
     which: str,
+    stores: Sequence[str],
     every: bool,
     no_record: bool,
     repair: bool,
@@ -214,7 +221,8 @@ def verify(
     use_identity(identity)
     codes: list[int] = []
     documents: list[dict[str, object]] = []
-    for pipeline in session.pipelines(names, READERS | {"notify"} if notify else READERS):
+    for pipeline in session.pipelines(names, READERS | {"notify"} if notify else READERS, stores):
+        pipeline = pipeline.bounded  # so that a store that gives no answer is waited for once, and not for each backup
         try:
             ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
         except PgsnapError as error:

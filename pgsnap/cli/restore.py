@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from pgsnap.cli.session import Session, pass_session
+from pgsnap.cli.session import STORES, Session, pass_session
 from pgsnap.errors import ConfigError, IntegrityError
 
 __all__ = ["restore", "use_identity"]
@@ -49,6 +49,7 @@ def _target(to: str | None, to_env: str | None) -> str:
 @click.option(
     "--backup", "-b", "which", default="latest", show_default=True, metavar="ID", help="An id, its beginning or a time."
 )
+@STORES
 @click.option("--to", metavar="URL", help="The database to restore into, without a password.")
 @click.option("--to-env", metavar="VAR", help="A variable that holds the URL, password and all.")
 @click.option("--table", "-t", "tables", multiple=True, metavar="TABLE", help="Only this table, with what it needs; repeatable.")
@@ -76,6 +77,7 @@ def restore(
     session: Session,
     name: str | None,
     which: str,
+    stores: Sequence[str],
     to: str | None,
     to_env: str | None,
     tables: Sequence[str],
@@ -98,7 +100,7 @@ def restore(
 
     use_identity(identity)
     target = _target(to, to_env)
-    pipeline = session.pipeline(name, roles={"store", "transform"})
+    pipeline = session.pipeline(name, {"store", "transform"}, stores)
     if replace is not None:
         database = unquote(urlsplit(target).path.lstrip("/"))
         if replace != database:

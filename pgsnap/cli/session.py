@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from pgsnap.redact import Redactor
     from pgsnap.run import Progress
 
-__all__ = ["Session", "pass_session", "print_json"]
+__all__ = ["STORES", "Session", "pass_session", "print_json"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+STORES = click.option(
+    "--store", "stores", multiple=True, metavar="STORE", help="Only in this store, by its label (or URL); repeatable."
+)
 
 
 def pass_session(function: F) -> F:
@@ -78,21 +83,21 @@ class Session:
         self._config = config
         return config
 
-    def pipelines(self, names: Sequence[str], roles: Collection[str] | None = None) -> list[Pipeline]:
-        """Return the named pipelines, or all of them.
+    def pipelines(self, names: Sequence[str], roles: Collection[str] | None = None, stores: Sequence[str] = ()) -> list[Pipeline]:
+        """Return the named pipelines, or all of them; with only the stores of these labels, if some are given.
 
         Raises:
-            ConfigError: there is no pipeline of that name.
+            ConfigError: there is no pipeline of that name, or one of them has no store of that label.
         """
         found = self.load(roles).pipelines
         for name in names:
             if name not in found:
                 raise ConfigError(f"there is no pipeline {name!r}; the configuration has {', '.join(found) or 'none'}.")
-        return [found[name] for name in (names or found)]
+        return [found[name].only(*stores) for name in (names or found)]
 
-    def pipeline(self, name: str | None, roles: Collection[str] | None = None) -> Pipeline:
-        """Return the named pipeline, or the only one."""
-        found = self.pipelines([name] if name else [], roles)
+    def pipeline(self, name: str | None, roles: Collection[str] | None = None, stores: Sequence[str] = ()) -> Pipeline:
+        """Return the named pipeline, or the only one; ``stores`` as above."""
+        found = self.pipelines([name] if name else [], roles, stores)
         if len(found) != 1:
             names = ", ".join(pipeline.name for pipeline in found)
             raise ConfigError(f"the configuration has {len(found)} pipelines ({names}); name one.")

@@ -28,6 +28,8 @@ from pgsnap.types import Entry, Finding, format_size
 __all__ = ["LocalStore"]
 
 PARTIAL = ".partial"
+_MOUNTS = ("/mnt", "/media", "/srv", "/net", "/run/media", "/Volumes")
+"""Where people mount things."""
 _FLUSH_EVERY = 32 << 20
 """Bytes after which the kernel is told to begin writing, so that the final fsync has little left to do."""
 
@@ -42,6 +44,18 @@ class LocalStore(Store):
     fsync: bool = True
     """Force every object and its directory to the disk before it counts. Only a test has a reason to switch it off."""
 
+    mount: str | None = attrs.field(default=None)
+    """What must be a mount point: the directory, or one above it. While nothing is mounted there every call fails, so that a disk
+    that is away is not taken for an empty store and the one below it is not filled."""
+
+    @mount.validator
+    def _check_mount(self, _: object, value: str | None) -> None:
+        if value is None:
+            return
+        path = Path(os.path.normpath(value))
+        if not path.is_absolute() or path == Path("/") or not self.root.is_relative_to(path):
+            raise ConfigError(f"mount is {value!r}, which is not {self.root} or a directory above it; write it like '/mnt/nas'.")
+
     @property
     def root(self) -> Path:
         """The directory, absolute."""
@@ -52,11 +66,17 @@ class LocalStore(Store):
             return Path(unquote(parts.path))
         return Path(os.path.abspath(os.path.expanduser(self.url)))
 
+    def _mounted_root(self) -> Path:
+        """Return the directory; raise StoreError if it must be on a mount and nothing is mounted there."""
+        if self.mount is not None and not os.path.ismount(self.mount):
+            raise StoreError(f"{self.label}: nothing is mounted on {self.mount}; mount it, and run this again.", self.label, True)
+        return self.root
+
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         if not all(parts) or {".", ".."} & set(parts) or "\0" in key:
             raise StoreError(f"{self.label}: the key {key!r} is not a relative path.", self.label)
-        return self.root.joinpath(*parts)
+        return self._mounted_root().joinpath(*parts)
 
     def _wrapped(self, error: OSError, doing: str) -> StoreError:
         text = f"{self.label}: cannot {doing}: {error.strerror or error}"
@@ -175,7 +195,7 @@ class LocalStore(Store):
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """See ``Store.entries``."""
-        base = self._path(prefix.rstrip("/")) if prefix else self.root
+        base = self._path(prefix.rstrip("/")) if prefix else self._mounted_root()
         pending = [(base, prefix)]
         while pending:
             directory, path = pending.pop()
@@ -225,7 +245,7 @@ class LocalStore(Store):
     def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
         """Remove ``.partial`` files below ``prefix`` that are older than ``before`` (UTC); return their keys."""
         removed = []
-        base = self._path(prefix.rstrip("/")) if prefix else self.root
+        base = self._path(prefix.rstrip("/")) if prefix else self._mounted_root()
         for path in sorted(base.rglob(f"*{PARTIAL}")) if base.is_dir() else []:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < before.timestamp():
@@ -236,9 +256,11 @@ class LocalStore(Store):
     def preflight(self, run: Run) -> Sequence[Finding]:
         """Look whether the directory, or the nearest one above it, can be written, and how much room there is."""
         try:
-            directory = self.root
+            directory = self._mounted_root()
         except ConfigError as error:
             return [Finding("error", self.label, str(error), "Correct the store's url.")]
+        except StoreError:
+            return [Finding("error", self.label, f"nothing is mounted on {self.mount}.", "Mount it.")]
         if directory.exists() and not directory.is_dir():
             return [Finding("error", self.label, "it is a file.", "Give a directory.")]
         while not directory.exists():
@@ -248,9 +270,22 @@ class LocalStore(Store):
         free = os.statvfs(directory)
         room = free.f_bavail * free.f_frsize
         if room > 1 << 30:
-            return [Finding("ok", self.label, f"{format_size(room)} are free.")]
-        remedy = "Make room if a backup may need more; one that does not fit is dropped whole from this store."
-        return [Finding("warning", self.label, f"Only {format_size(room)} are free.", remedy)]
+            found = [Finding("ok", self.label, f"{format_size(room)} are free.")]
+        else:
+            remedy = "Make room if a backup may need more; one that does not fit is dropped whole from this store."
+            found = [Finding("warning", self.label, f"Only {format_size(room)} are free.", remedy)]
+        return [*found, *self._unmounted(directory)]
+
+    def _unmounted(self, directory: Path) -> Iterator[Finding]:
+        """Tell of a directory where mounts are customary that is on the system's own disk."""
+        if self.mount is None and any(self.root.is_relative_to(p) for p in _MOUNTS) and _device(directory) == _device(Path("/")):
+            text = "it is on the same disk as /, though mounts are customary there."
+            remedy = 'If one belongs there, mount it, and give the store mount = "…": without it, a backup would fill this disk.'
+            yield Finding("info", self.label, text, remedy)
+
+
+def _device(path: Path) -> int:
+    return path.stat().st_dev
 
 
 def _open_at_once(path: str, flags: int) -> int:

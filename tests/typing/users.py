@@ -59,6 +59,7 @@ def use(shop: Pipeline, url: str) -> None:
     assert_type(shop.restore(report.id, to=url), RestoreReport)
     assert_type(shop.restore(to=Secret(url), tables=("orders",), jobs=4), RestoreReport)
     assert_type(shop.verify(decode=True), VerifyReport)
+    assert_type(shop.only("backups/here"), Pipeline)
     assert_type(shop.copy(), CopyReport)
     pruned = shop.prune(dry_run=True)
     assert_type(pruned, PruneReport)
