@@ -446,8 +446,8 @@ def step_back() -> Iterator[None]:
     """Let this thread, and the threads that it starts meanwhile, interrupt nobody when there is work for them again.
 
     Who pumps is woken by every few KiB that pg_dump writes. On a machine with as many busy processes as processors each time
-    costs pg_dump, or the server behind it, its place; what is left for us is enough. By ``SCHED_BATCH`` (sched(7)), where the system
-    has it and lets us; elsewhere nothing changes. Children that were started before are not touched.
+    costs pg_dump, or the server behind it, its place; what is left for us is enough. By ``SCHED_BATCH`` (sched(7)), where the
+    system has it and lets us; elsewhere nothing changes. Children that were started before are not touched.
     """
     batch = getattr(os, "SCHED_BATCH", None)
     before = None

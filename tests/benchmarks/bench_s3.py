@@ -7,8 +7,8 @@
 
 The server is ``rclone serve s3`` out of a wheel. It works harder than any of its clients (some 1.3 CPU seconds for 200 MB), so
 on a small machine it is the limit; a second round goes against a server that only counts. The delay is made by a proxy that holds
-the head of each request back and lets the kernel pass the rest on. Each program runs in a process of its own, whose peak memory is
-printed. Rounds are interleaved, and medians printed.
+the head of each request back and lets the kernel pass the rest on. Each program runs in a process of its own, whose peak memory
+is printed. Rounds are interleaved, and medians printed.
 
     python tests/benchmarks/bench_s3.py --size 200MB --part 5MiB --in-flight 16 --rounds 3
 """
