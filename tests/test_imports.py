@@ -34,6 +34,7 @@ ORDER = """
     builtin
     stages blocks store_set doctor telling
     recover catalog source leases
+    locks
     summary
     copy
     catch_up
