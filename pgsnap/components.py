@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -304,6 +304,32 @@ class Store(Component):
     def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
         """Remove what unfinished writes below ``prefix`` have left and that is older than ``before`` (UTC); return their keys."""
         return ()
+
+    @staticmethod
+    def is_passing(key: str) -> bool:
+        """Whether an object is of use for minutes only (a lease, a sign of life, a mark of a prune): nothing need lock it."""
+        return key.rpartition("/")[2] in ("running.json", "pruned.json") or key.rpartition("/")[0].endswith("/leases")
+
+    @property
+    def lock_period(self) -> timedelta | None:
+        """For how long this store locks what it writes against deletion by anybody, or None: it does not.
+
+        A store with locks also implements ``locked_until`` and ``extend_lock``: a prune extends the locks of what it keeps.
+        """
+        return None
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return when an object's lock ends (UTC), or None: it has none, or this store does not lock.
+
+        Raises:
+            NotFound: there is no such object.
+            StoreError, Denied: it cannot be told.
+        """
+        return None
+
+    def extend_lock(self, keys: Sequence[str], until: datetime) -> Mapping[str, str]:
+        """Lock objects until then (UTC) at least, never for less than they are; return the refused keys with the reason."""
+        return {}
 
     def examine(self, run: Run) -> Sequence[Finding]:
         """Return what this kind of store knows of itself, for ``pgsnap doctor --deep`` to say besides what it finds out."""

@@ -5,6 +5,8 @@ moment it does not exist; what is left of it when a prune is killed is known by 
 removed by the next prune. Nothing at all is deleted while something speaks against the newest backups (``frozen``), in a store
 that cannot be listed or is used by another prune or copy, or whose clock and ours are too far apart.
 
+Where a store locks its objects, the locks of what stays are extended (``locks``), also while nothing is deleted.
+
 Other data without a manifest are orphans when nothing of them was written for seven days. A run that lives refreshes its
 ``running.json`` every ten minutes, however long it takes.
 """
@@ -15,10 +17,13 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+import attrs
+
 from pgsnap.catalog import Catalog, StoredBackup, scan
 from pgsnap.components import Store
 from pgsnap.errors import BusyError, PgsnapError, StoreError
 from pgsnap.leases import lease
+from pgsnap.locks import extend_locks
 from pgsnap.manifest import MANIFEST, PRUNED, folder
 from pgsnap.reports import PruneReport, StorePrune
 from pgsnap.retention import SKEW, decide
@@ -73,10 +78,10 @@ def prune(
         for number in numbers:
             if number in catalog.failures:
                 results.append(StorePrune(label=pipeline.stores[number].label, error=str(catalog.failures[number])))
-            elif dry_run or frozen:
-                results.append(_look(pipeline, catalog, number, now))
+            elif dry_run or (frozen and pipeline.stores[number].lock_period is None):
+                results.append(_locked(pipeline, catalog, number, now, run, _look(pipeline, catalog, number, now), dry_run=True))
             else:
-                results.append(_prune_store(pipeline, catalog, number, now, run))
+                results.append(_prune_store(pipeline, catalog, number, now, run, frozen=bool(frozen)))
     return PruneReport(pipeline=pipeline.name, stores=tuple(results), frozen=frozen, dry_run=dry_run)
 
 
@@ -92,7 +97,17 @@ def _look(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime) -> S
     return StorePrune(label=store.label, decisions=tuple(decisions), orphans=tuple(orphans))
 
 
-def _prune_store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime, run: Run) -> StorePrune:
+def _locked(
+    pipeline: Pipeline, catalog: Catalog, number: int, now: datetime, run: Run, done: StorePrune, *, dry_run: bool = False
+) -> StorePrune:
+    """Extend the locks of what was decided to stay, and add that to what was done."""
+    scanned = catalog.scans[number]
+    staying = [scanned[decision.id] for decision in done.decisions if decision.keep]
+    extended, unlocked = extend_locks(pipeline.stores[number], pipeline.name, staying, run, now, dry_run=dry_run)
+    return attrs.evolve(done, extended=tuple(extended), unlocked=unlocked)
+
+
+def _prune_store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime, run: Run, *, frozen: bool) -> StorePrune:
     store = pipeline.stores[number]
     done = StorePrune(label=store.label)
     try:
@@ -101,27 +116,24 @@ def _prune_store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetim
                 raise StoreError(_clocks(store, held.skew), store.label)
             fresh = {**catalog.scans, number: scan(store, pipeline.name)}
             catalog = Catalog(pipeline=catalog.pipeline, stores=catalog.stores, scans=fresh, failures=catalog.failures)
-            if frozen := catalog.unjudged:  # it came while we were waiting
-                raise StoreError(f"{store.label}: nothing is pruned: {' '.join(frozen)}", store.label)
+            if (unjudged := catalog.unjudged) and not frozen:  # it came while we were waiting
+                raise StoreError(f"{store.label}: nothing is pruned: {' '.join(unjudged)}", store.label)
             done = _look(pipeline, catalog, number, now)
+            if frozen:
+                return _locked(pipeline, catalog, number, now, run, done)
             scanned = fresh[number]
             going = [scanned[decision.id] for decision in done.decisions if not decision.keep]
             deleted, refused = delete_backups(store, pipeline.name, going, run)
             swept = store.sweep(f"{pipeline.name}/", now - ORPHAN_AGE)  # first, so that folders can become empty
             orphans, more = _delete_orphans(store, pipeline.name, [scanned[id] for id in done.orphans], run)
+            locked = _locked(pipeline, catalog, number, now, run, done)
     except BusyError as error:
         return StorePrune(label=store.label, error=str(error), busy=True)
     except PgsnapError as error:
         run.check()
         text = str(error) if store.label in str(error) else f"{store.label}: {error}"
         return StorePrune(label=store.label, decisions=done.decisions, error=text)
-    return StorePrune(
-        label=store.label,
-        decisions=done.decisions,
-        deleted=tuple(deleted),
-        refused={**refused, **more},
-        orphans=(*orphans, *swept),
-    )
+    return attrs.evolve(locked, deleted=tuple(deleted), refused={**refused, **more}, orphans=(*orphans, *swept))
 
 
 def _clocks(store: Store, skew: timedelta) -> str:

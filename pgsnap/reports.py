@@ -138,7 +138,8 @@ class StorePrune:
     """What a prune did in one store.
 
     ``decisions`` are about its committed backups, oldest first; ``deleted`` are ids; ``refused`` the keys that the store did not
-    let go, with its reason; ``orphans`` ids and keys of what unfinished runs had left; ``error`` why not all was done.
+    let go, with its reason; ``orphans`` ids and keys of what unfinished runs had left; ``extended`` ids of what stays whose locks
+    ended too soon and were extended, ``unlocked`` the keys where that failed, with the reason; ``error`` why not all was done.
     """
 
     label: str
@@ -146,6 +147,8 @@ class StorePrune:
     deleted: tuple[str, ...] = ()
     refused: Mapping[str, str] = attrs.field(factory=dict)
     orphans: tuple[str, ...] = ()
+    extended: tuple[str, ...] = ()
+    unlocked: Mapping[str, str] = attrs.field(factory=dict)
     error: str = ""
     busy: bool = False
 
@@ -166,7 +169,7 @@ class PruneReport:
             return 75
         if self.frozen:
             return 4
-        return 3 if any(store.error or store.refused for store in self.stores) else 0
+        return 3 if any(store.error or store.refused or store.unlocked for store in self.stores) else 0
 
     @property
     def problems(self) -> list[str]:
@@ -180,6 +183,12 @@ class PruneReport:
                 found.append(
                     f"{store.label}: {len(store.refused)} objects could not be deleted and will be tried again next time; "
                     f"the first is {key}: {reason}"
+                )
+            if store.unlocked:
+                key, reason = next(iter(store.unlocked.items()))
+                found.append(
+                    f"{store.label}: the locks of {len(store.unlocked)} objects could not be extended, and what stays can be "
+                    f"deleted when they end; the first is {key}: {reason}"
                 )
         return found
 

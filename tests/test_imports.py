@@ -35,6 +35,7 @@ ORDER = """
     bounded
     stages blocks store_set doctor telling
     recover catalog source leases
+    locks
     summary
     copy
     catch_up

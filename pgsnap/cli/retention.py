@@ -61,9 +61,13 @@ def _summary(report: PruneReport, store: StorePrune) -> str:
     staying = len(store.decisions) - len(going)
     if report.dry_run or report.frozen:
         text = f"{len(going)} would be deleted, {staying} stay"
-        return text + (f", {len(store.orphans)} unfinished ones would go" if store.orphans else "")
-    text = f"{len(store.deleted)} deleted, {len(store.decisions) - len(store.deleted)} stay"
-    return text + (f", {len(store.orphans)} unfinished ones removed" if store.orphans else "")
+        text += f", {len(store.orphans)} unfinished ones would go" if store.orphans else ""
+    else:
+        text = f"{len(store.deleted)} deleted, {len(store.decisions) - len(store.deleted)} stay"
+        text += f", {len(store.orphans)} unfinished ones removed" if store.orphans else ""
+    if not store.extended:
+        return text
+    return text + f", the locks of {len(store.extended)} {'would be' if report.dry_run else 'were'} extended"
 
 
 def _explain(session: Session, report: PruneReport) -> None:

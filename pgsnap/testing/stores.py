@@ -292,6 +292,31 @@ class StoreConformance(ComponentConformance):
         assert {"a/b": CHUNK} == listing(store)
         assert [] == list(store.sweep("missing/", datetime.now(UTC)))
 
+    def test_locks(self, store: Store) -> None:
+        """A store that locks says until when, extends, and shortens nothing; of any other, nothing is locked and all can go."""
+        keys = ["a/small", "a/large"]
+        before = datetime.now(UTC) - timedelta(seconds=1)
+        store.write("a/small", [b"x"])
+        store.write("a/large", cut(text(BLOCK + CHUNK), CHUNK))
+        period = store.lock_period
+        if period is None:
+            assert {} == store.extend_lock(keys, datetime.now(UTC) + timedelta(days=1))
+            assert [None, None] == [store.locked_until(key) for key in keys]
+            assert {} == store.delete(keys)
+            assert {} == listing(store)
+            return
+        for key in keys:
+            end = locked(store, key)
+            assert before + period <= end <= datetime.now(UTC) + period
+        later = before + 1.5 * period
+        assert {} == store.extend_lock(keys, later)
+        assert {} == store.extend_lock(keys, before + 1.2 * period)
+        for key in keys:
+            assert abs(locked(store, key) - later) < timedelta(seconds=1)
+        assert {"missing"} == store.extend_lock([*keys, "missing"], later).keys()
+        with must_raise(NotFound, "the lock of a missing object was told"):
+            store.locked_until("missing")
+
     # --- the rest ----------------------------------------------------------------------------------------------------
 
     def test_a_pickled_copy_reads(self, store: Store) -> None:
@@ -313,6 +338,13 @@ def read(store: Store, key: str) -> bytes:
     """Return a whole object."""
     stream: Stream = store.read(key)
     return b"".join(stream)
+
+
+def locked(store: Store, key: str) -> datetime:
+    """Return when the lock of an object ends."""
+    end = store.locked_until(key)
+    assert end is not None, f"{key} has no lock"
+    return end
 
 
 def listing(store: Store, prefix: str = "") -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def test_what_goes_with_an_object(s3: S3, monkeypatch: pytest.MonkeyPatch) -> No
 
     def record(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         seen[method] = kwargs
+        if method == "get_object_retention":  # this server knows no locks; those are tested on Ceph
+            return {"Retention": {"Mode": "COMPLIANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(days=3)}}
         extra = ("ObjectLockMode", "ObjectLockRetainUntilDate", "ServerSideEncryption", "SSEKMSKeyId", "StorageClass")
         return call(self, method, *args, **{name: value for name, value in kwargs.items() if name not in extra})
 
@@ -215,7 +217,9 @@ def test_a_key_that_may_only_write(s3: S3, spoiled: S3, proxy: FaultProxy, size:
     with pytest.raises(Denied, match="allow s3:GetObject"):
         drain(spoiled.read("a/b"))
     assert {"a/b"} == spoiled.delete(["a/b"]).keys()
-    assert "allow s3:DeleteObject" in spoiled.delete(["a/b"])["a/b"]
+    for keys in (["a/b"], ["a/b", "c"]):
+        assert set(keys) == spoiled.delete(keys).keys()
+        assert all("allow s3:DeleteObject" in reason for reason in spoiled.delete(keys).values())
     with pytest.raises(Denied, match="s3:ListBucketMultipartUploads"):
         spoiled.sweep("a/", datetime.now(UTC))
     assert ["info"] == [finding.level for finding in spoiled.preflight(Run("shop"))]

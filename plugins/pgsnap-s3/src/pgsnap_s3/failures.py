@@ -49,9 +49,13 @@ LASTING = {
     "QuotaExceeded": "the quota is used up; raise it, or keep fewer backups there.",
     "InsufficientStorage": "there is no room left; make some, or keep fewer backups there.",
     "XMinioStorageFull": "there is no room left; make some, or keep fewer backups there.",
+    "KMS.NotFoundException": "the server does not know the kms_key; correct it.",
+    "KMS.DisabledException": "the kms_key is disabled; enable it, or name another.",
     "InvalidStorageClass": "the server does not know this storage_class; correct it.",
     "InvalidObjectState": "the object is in an archive class and must be restored by the provider before it can be read.",
-    "ObjectLockConfigurationNotFoundError": "the bucket has no object lock; enable it on the bucket, or unset object_lock.",
+    "ObjectLockConfigurationNotFoundError": (
+        "the server takes no lock for it; enable object lock on the bucket, or unset object_lock."
+    ),
     "MethodNotAllowed": "the server does not allow that here; is the url that of a bucket?",
 }
 PERMISSIONS = {
@@ -60,6 +64,7 @@ PERMISSIONS = {
     "read": "s3:GetObject",
     "list": "s3:ListBucket",
     "delete": "s3:DeleteObject",
+    "lock": "s3:PutObjectRetention and s3:GetObjectRetention",
     "clean": "s3:ListBucketMultipartUploads and s3:AbortMultipartUpload",
 }
 
@@ -100,23 +105,38 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, passing) and not isinstance(error, lasting)
 
 
-def wrapped(error: Exception, label: str, doing: str) -> PgsnapError:
-    """Return the error as pgsnap tells it; ``doing`` begins with a verb of ``PERMISSIONS``."""
+def wrapped(error: Exception, label: str, doing: str, *, temporary: bool = False, locking: bool = False) -> PgsnapError:
+    """Return the error as pgsnap tells it.
+
+    Args:
+        doing: What could not be done; it begins with a verb of ``PERMISSIONS``.
+        temporary: The credentials have a session token. Some servers say only that access is denied when it has expired.
+        locking: The request asked for a lock. Some servers say only that it is invalid where the bucket has no object lock.
+    """
     if isinstance(error, PgsnapError):
         return error
     code, status = code_of(error), status_of(error)
     begin = f"{label}: cannot {doing}"
+    response = getattr(error, "response", None)
+    message = str(response.get("Error", {}).get("Message") or "")[:200] if isinstance(response, dict) else ""
+    if code == "InvalidAccessKeyId" and "kms" in message.lower():  # Ceph has no other word for a key that is not there
+        code = "KMS.NotFoundException"
+    if code == "InvalidRequest" and locking:
+        code = "ObjectLockConfigurationNotFoundError"
     if code in LASTING:
         return StoreError(f"{begin}: {LASTING[code]}", label)
     if code in DENIED or status in (401, 403):
-        text = DENIED.get(code, DENIED["AccessDenied"]).format(permission=PERMISSIONS.get(doing.split()[0], "it"))
+        verb = doing.split()[0]
+        permission = PERMISSIONS.get(verb, "it") + (" and s3:PutObjectRetention" if locking and verb == "write" else "")
+        text = DENIED.get(code, DENIED["AccessDenied"]).format(permission=permission)
+        if temporary and code not in DENIED.keys() - {"AccessDenied"}:
+            text = f"the session token may have expired; get a new one. If it is valid, {text}"
         return Denied(f"{begin}: {text}", label)
     if code in ("NoSuchKey", "404", "NotFound"):
         return NotFound(f"{begin}: it is not there.", label)
     transient = is_transient(error)
     again = " It was tried several times; try again later." if transient else ""
     if code:
-        message = str(getattr(error, "response", {}).get("Error", {}).get("Message", ""))[:200]
         return StoreError(
             f"{begin}: the server answers {status} {code}{': ' + message if message else ''}.{again}", label, transient
         )
