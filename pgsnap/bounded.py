@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar, TypeVar
 
 import attrs
@@ -126,6 +126,20 @@ class BoundedStore(Store):
         """See ``Store.sweep``."""
         doing, seconds = f"clean up {prefix or 'it'}", self.limits.finish
         return self._call(doing, lambda: self.store.sweep(prefix, before), seconds, "'finish_timeout'")
+
+    @property
+    def lock_period(self) -> timedelta | None:
+        """See ``Store.lock_period``."""
+        return self.store.lock_period
+
+    def locked_until(self, key: str) -> datetime | None:
+        """See ``Store.locked_until``."""
+        return self._call(f"read the lock of {key}", lambda: self.store.locked_until(key), self.limits.answer)
+
+    def extend_lock(self, keys: Sequence[str], until: datetime) -> Mapping[str, str]:
+        """See ``Store.extend_lock``."""
+        seconds = self.limits.answer + EACH_KEY * len(keys)
+        return self._call("lock objects", lambda: self.store.extend_lock(keys, until), seconds)
 
     def preflight(self, run: Run) -> Sequence[Finding]:
         """See ``Component.preflight``. That there is no answer is a finding too."""

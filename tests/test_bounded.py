@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import attrs
@@ -385,6 +386,13 @@ class TestBoundedStore(StoreConformance):
         """As above."""
         assert isinstance(store, BoundedStore)
         super().test_listings_are_not_cached(store.store)
+
+
+def test_nothing_of_a_store_goes_past_its_bounds() -> None:
+    """Whatever a store can be asked or told is asked of the store within: a default of the base class would answer for it."""
+    asked = (FunctionType, property)  # a static method is a rule, and not asked of anybody
+    offered = {name for name, what in vars(Store).items() if name[0] != "_" and isinstance(what, asked)}
+    assert set() == offered - vars(BoundedStore).keys()
 
 
 def test_what_hangs_is_waited_for_once(tmp_path: Path, gate: threading.Event) -> None:
