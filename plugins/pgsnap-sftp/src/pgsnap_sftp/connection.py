@@ -195,7 +195,7 @@ class Connection:
         if self.known_hosts:
             files = [_readable(os.path.expanduser(self.known_hosts), "known_hosts")]
         else:
-            named = settings.known_hosts or ["~/.ssh/known_hosts"]
+            named: Any = settings.known_hosts or ["~/.ssh/known_hosts"]
             files = [os.path.expanduser(name) for name in named]
         trust = Trust(files=tuple(files), keys=asyncssh.SSHKnownHosts())
         for name in files:
