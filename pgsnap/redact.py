@@ -38,7 +38,8 @@ SHORT = 4
 """Values shorter than this are masked only where the context says that they are secret."""
 
 _NAMED = r"pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|private|signature|sig|api[_-]?key|access[_-]?key|account[_-]?key"
-_SENSITIVE = re.compile(rf"(?:{_NAMED})\d*$|^key$|private_key|secret", re.IGNORECASE)
+_SENSITIVE = re.compile(rf"(?:{_NAMED})\d*$|^(?:key|auth)$|private_key|secret|connection[_-]?string", re.IGNORECASE)
+_AZURE = re.compile(r"(?:^|;)\s*(?:AccountKey|SharedAccessSignature)=([^;]+)", re.IGNORECASE)
 _CONNINFO = re.compile(r"(?:^|\s)(?:ssl)?password\s*=\s*('(?:[^'\\]|\\.)*'|[^\s']+)")
 _LENIENT = "surrogateescape"
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -164,6 +165,7 @@ def _of_secret(text: str) -> Iterator[str]:
     lines = [line.strip() for line in text.splitlines()]
     if len(lines) > 1:
         yield from (line for line in lines if len(line) >= 8)
+    yield from _AZURE.findall(text)
     if "://" in text:
         yield from _of_url(text)
         parts = _split(text)

@@ -75,6 +75,23 @@ def test_finds_secrets_by_type_in_tuples_tables_and_nested_classes() -> None:
     assert "*** *** *** *** *** #backups" == Redactor.from_components([toy])(text)
 
 
+def test_finds_what_the_options_of_the_general_store_hide() -> None:
+    """fsspec's options are no Secrets, but those that are called so are known: whole, and an account's key by itself."""
+    options = {
+        "connection_string": "AccountName=shop;AccountKey=a2V5LWluLWl0;BlobEndpoint=http://host/shop",
+        "account_key": "a2V5LWFsb25l",
+        "sas_token": "sv=1&sig=shared-signature",
+        "auth": ("person", "webdav-password"),
+        "account_name": "shop",
+    }
+    store = FsspecStore(url="az://container/x", options=options)
+    redactor = Redactor.from_components([store])
+    text = "shop a2V5LWluLWl0 a2V5LWFsb25l sv=1&sig=shared-signature webdav-password"
+    assert "shop *** *** *** ***" == redactor(text)
+    assert "***" == redactor(options["connection_string"])
+    assert not any(secret in repr(store) for secret in ("a2V5", "shared", "webdav-password"))
+
+
 def test_leaves_user_host_and_ordinary_fields_alone() -> None:
     """Only the password of a URL is secret: a message without host and user is of no use."""
     redactor = Redactor.from_components([LocalStore(url="sftp://backup:hunter22@host/backup")])

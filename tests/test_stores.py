@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pgsnap import ConfigError, FsspecStore, LocalStore, Run, StoreError
 from pgsnap.testing import StoreConformance
@@ -52,6 +54,30 @@ class TestFsspecLocal(StoreConformance):
     @pytest.fixture
     def store(self, tmp_path: Path) -> FsspecStore:
         return FsspecStore(url=f"file://{tmp_path}/general")
+
+
+class NoReplacing(LocalFileSystem):
+    """Moves as WebDAV's driver does: it does not replace. And ``rm_file`` of a folder removes all that is in it."""
+
+    protocol = "noreplacing"
+    cachable = False
+
+    def mv(self, path1: str, path2: str, **options: object) -> None:
+        if os.path.exists(path2):
+            raise OSError("received 412 (Precondition Failed)\n<xml>of many lines</xml>")
+        os.rename(path1, path2)
+
+    def rm_file(self, path: str) -> None:
+        (shutil.rmtree if os.path.isdir(path) else os.remove)(path)
+
+
+class TestFsspecNoReplacing(StoreConformance):
+    """A file system that does neither replace nor refuse to delete a folder."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> FsspecStore:
+        fsspec.register_implementation("noreplacing", NoReplacing, clobber=True)
+        return FsspecStore(url=f"noreplacing://{tmp_path}/general", options={"auto_mkdir": True})
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

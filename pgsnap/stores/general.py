@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import attrs
 
 from pgsnap.components import Store
 from pgsnap.errors import ConfigError, Denied, NotFound, PgsnapError, StoreError
+from pgsnap.redact import Redactor, secrets_in
 from pgsnap.run import Run
 from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.types import Entry, Finding
@@ -49,18 +51,34 @@ class FsspecStore(Store):
         except ImportError as error:
             raise ConfigError(f"{self.label} needs a package that is not installed: {error}") from None
         except ValueError as error:
-            raise ConfigError(f"{self.label} is not a URL that fsspec knows: {error}") from None
+            if str(error).startswith("Protocol not known"):
+                raise ConfigError(f"{self.label} is not a URL that fsspec knows: {error}") from None
+            raise ConfigError(f"{self.label} cannot be opened: {self._brief(error)}; correct the URL or 'options'.") from None
         except PgsnapError:
             raise
         except Exception as error:
             raise self._wrapped(error, "connect") from None
         return system, str(path).rstrip("/")
 
+    def _path(self, system: Any, root: str, key: str) -> str:
+        """Return where a key lies. Some file systems read more into a path, such as a query after ``?``, and take another."""
+        path = f"{root}/{key}"
+        if str(system._strip_protocol(path)).strip("/") != path.strip("/"):
+            raise StoreError(f"{self.label}: this file system would not take the key {key!r} literally.", self.label)
+        return path
+
+    def _brief(self, error: Exception) -> str:
+        """Return the first line of what a library says, which may go on with a whole answer of the server, without a secret."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return Redactor(secrets_in(self))(lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+
     def _wrapped(self, error: Exception, doing: str) -> StoreError:
-        text = f"{self.label}: cannot {doing}: {type(error).__name__}: {error}"
+        if isinstance(error, StoreError):
+            return error
         if isinstance(error, FileNotFoundError):
             return NotFound(f"{self.label}: cannot {doing}: it is not there.", self.label)
-        if isinstance(error, PermissionError):
+        text = f"{self.label}: cannot {doing}: {type(error).__name__}: {self._brief(error)}"
+        if isinstance(error, PermissionError) or _status(error) in (401, 403):
             return Denied(f"{text}; check the credentials and what they allow.", self.label)
         text += "; check the URL, the credentials and the network."
         return StoreError(text, self.label, transient=_may_pass(error))
@@ -68,7 +86,7 @@ class FsspecStore(Store):
     def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:
         """See ``Store.write``."""
         system, root = self._open()
-        path = f"{root}/{key}"
+        path = self._path(system, root, key)
         partial = f"{path}.{secrets.token_hex(4)}{PARTIAL}"
         try:
             system.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -106,7 +124,7 @@ class FsspecStore(Store):
     def read(self, key: str, start: int = 0, length: int | None = None) -> Stream:
         """See ``Store.read``. It reads ranges of 4 MiB, each tried again by itself when the connection fails."""
         system, root = self._open()
-        path = f"{root}/{key}"
+        path = self._path(system, root, key)
         try:
             system.invalidate_cache(path.rpartition("/")[0])
             info = _replay(lambda: system.info(path))
@@ -146,11 +164,16 @@ class FsspecStore(Store):
         refused: dict[str, str] = {}
         for key in keys:
             try:
-                system.rm_file(f"{root}/{key}")
+                path = self._path(system, root, key)
+                system.invalidate_cache(path.rpartition("/")[0])
+                if system.info(path)["type"] == "directory":  # WebDAV deletes a folder with all that is in it
+                    refused[key] = "it is a folder, not an object"
+                    continue
+                system.rm_file(path)
             except FileNotFoundError:
                 continue
             except Exception as error:
-                refused[key] = f"{type(error).__name__}: {error}"
+                refused[key] = f"{type(error).__name__}: {self._brief(error)}"
         return refused
 
     def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
@@ -169,11 +192,20 @@ class FsspecStore(Store):
         return removed
 
     def preflight(self, run: Run) -> Sequence[Finding]:
-        """Look whether the store can be listed."""
+        """Look whether the store can be listed, and its bucket or container is there: one that is missing lists as empty."""
         try:
-            next(self.entries(f"{run.pipeline}/"), None)
+            if next(self.entries(f"{run.pipeline}/"), None) is None:
+                system, root = self._open()
+                first = root.strip("/").partition("/")[0]
+                system.info(first if not root.startswith("/") else f"/{first}")
+        except FileNotFoundError:
+            remedy = "If it is a bucket or a container, create it; a folder is made by the first backup."
+            return [Finding("warning", self.label, f"{first} is not there yet.", remedy)]
         except (StoreError, ConfigError) as error:
             return [Finding("error", self.label, str(error), "Check the URL, the credentials and the network.")]
+        except Exception as error:
+            text = str(self._wrapped(error, "look at it"))
+            return [Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
         return [Finding("ok", self.label, "it can be listed.")]
 
 
@@ -196,14 +228,38 @@ def _open_writer(system: Any, path: str, partial: str) -> tuple[Any, bool]:
 
 
 def _move(system: Any, source: str, target: str) -> None:
-    """Rename where the file system can. fsspec's default would expand globs in the name, so that is done file by file here."""
+    """Rename where the file system can, and replace what is there. fsspec's default would expand globs in the name, and so does
+    WebDAV's own, so such a name is copied here."""
     from fsspec import AbstractFileSystem
 
-    if type(system).mv is not AbstractFileSystem.mv:
-        system.mv(source, target)
-        return
-    system.cp_file(source, target)
-    system.rm_file(source)
+    def move() -> None:
+        if type(system).mv is not AbstractFileSystem.mv and not glob.has_magic(source):
+            system.mv(source, target)
+            return
+        system.cp_file(source, target)
+        system.rm_file(source)
+
+    try:
+        move()
+    except Exception:
+        if not (system.exists(target) and system.exists(source)):
+            raise
+        system.rm_file(target)  # WebDAV does not replace
+        move()
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that led to an error, if there is one; libraries wrap each other's errors."""
+    seen: BaseException | None = error
+    for _ in range(5):
+        if seen is None:
+            break
+        for holder in (seen, getattr(seen, "response", None)):
+            for name in ("status_code", "status"):
+                if isinstance(found := getattr(holder, name, None), int):
+                    return found
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _replay(call: Callable[[], T]) -> T:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
+import shlex
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -23,8 +26,22 @@ __all__ = ["Connection", "wrapped"]
 R = TypeVar("R")
 
 ATTEMPTS = 5
+ANY_KEY = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-*"
+"""Kinds of host keys to ask for after those that are known. Asked for these alone, a server that has got a key of another kind
+just hangs up, as a broken network does."""
+ROOM = 1 << 20
+"""Bytes; a file system with less than that is full: a request may be that large."""
 JITTER = 0.3
 """Seconds that the first wait lasts at most; each later one at most twice the one before, and 15."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != "socket.send() raised exception."
+
+
+# asyncssh sends on, packet by packet, until it is told that the connection is gone, and asyncio writes each to the terminal. What
+# broke is told by the operation, once.
+logging.getLogger("asyncio").addFilter(_is_news)
 
 
 @attrs.frozen
@@ -34,6 +51,38 @@ class Info:
     is_folder: bool
     size: int
     modified: float
+
+
+class Untrusted(Exception):
+    """The server's host key is not a known one; the text says what to correct."""
+
+
+@attrs.frozen(kw_only=True)
+class Trust:
+    """The host keys that a connection trusts: those of files, or the option host_key where there are none."""
+
+    files: Sequence[str]
+    keys: Any
+    """As asyncssh takes them."""
+
+    def complaint(self, connection: Connection, offered: str, reason: str) -> str:
+        """Return the sentence for a server that showed another key: what is wrong, where, and what to do."""
+        shown = f"; it shows {offered}" if offered else ""
+        changed = "If it was changed on purpose"
+        if not self.files:
+            return f"the server's host key is not the one in host_key{shown}. {changed}, correct that option."
+        where = " or ".join(self.files)
+        if "revoked" in reason:
+            return f"the server's host key is marked as revoked in {where}."
+        name = _pattern(connection.host, connection.port)
+        known, authorities = self.keys.match(connection.host, "", connection.port if name != connection.host else None)[:2]
+        if known or authorities:
+            remove = f"ssh-keygen -f {shlex.quote(self.files[0])} -R {shlex.quote(name)}"
+            wrong = f"the server's host key is not the one that {where} has for {name}{shown}"
+            return f"{wrong}. {changed}, remove the old one ('{remove}') and add the new one."
+        port = "" if name == connection.host else f"-p {connection.port} "
+        add = f"compare its fingerprint with the server's own, then add what 'ssh-keyscan {port}{connection.host}' prints"
+        return f"{where} has no host key for {name}{shown}; {add}, or give host_key."
 
 
 @attrs.define(kw_only=True)
@@ -85,31 +134,77 @@ class Connection:
             return
         import asyncssh
 
+        settings, trust = self._settings()
+        offered: list[str] = []
+
+        class Client(asyncssh.SSHClient):
+            def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+                offered.append(f"{key.get_algorithm()} {key.get_fingerprint()}")  # asked of a key that is not a known one
+                return False
+
+        try:
+            self._ssh, _ = await asyncssh.create_connection(
+                Client, self.host, options=settings, known_hosts=trust.keys, server_host_key_algs=ANY_KEY
+            )
+        except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+            if isinstance(error, asyncssh.KeyExchangeFailed) and "host key" not in str(error):
+                raise
+            raise Untrusted(trust.complaint(self, offered[0] if offered else "", str(error))) from error
+        self._sftp = await self._ssh.start_sftp_client()
+        if self._reopen is not None:
+            self._file = await self._sftp.open(_literal(self._reopen[0]), self._reopen[1], block_size=0)
+
+    def _settings(self) -> tuple[Any, Trust]:
+        """Return asyncssh's options for the connection, and which host keys it trusts.
+
+        Raises:
+            ConfigError: a file that is named cannot be read, or the checking of host keys is switched off.
+        """
+        import asyncssh
+
         options: dict[str, Any] = {}
         if self.port is not None:
             options["port"] = self.port
         if self.user:
             options["username"] = self.user
         if self.key_file:
-            options["client_keys"] = [os.path.expanduser(self.key_file)]
+            options["client_keys"] = [_readable(os.path.expanduser(self.key_file), "key_file")]
             options["passphrase"] = self.passphrase.reveal() if self.passphrase else None
         if self.password:
             options["password"] = self.password.reveal()
         if self.host_key:
-            options["known_hosts"] = asyncssh.import_known_hosts(f"{_pattern(self.host, self.port)} {self.host_key}\n")
-        elif self.known_hosts:
-            options["known_hosts"] = os.path.expanduser(self.known_hosts)
-        self._ssh = await asyncssh.connect(
-            self.host,
+            try:
+                keys = [asyncssh.import_public_key(self.host_key)]
+            except asyncssh.KeyImportError:
+                shape = "give it as ssh-keyscan prints it, without the name: 'ssh-ed25519 AAAA…'"
+                raise ConfigError(f"host_key is not a public key; {shape}.") from None
+        settings = asyncssh.SSHClientConnectionOptions(
+            host=self.host,
+            config=(),  # the default is to read none
             connect_timeout=self.io_timeout,
             login_timeout=self.io_timeout,
             keepalive_interval=max(1.0, self.io_timeout / 4),
             keepalive_count_max=4,
             **options,
         )
-        self._sftp = await self._ssh.start_sftp_client()
-        if self._reopen is not None:
-            self._file = await self._sftp.open(_literal(self._reopen[0]), self._reopen[1])
+        if self.host_key:
+            return settings, Trust(files=(), keys=(keys, [], []))
+        if settings.known_hosts is None:  # asyncssh's reading of it: trust whoever answers
+            wrong = "the ssh configuration says 'UserKnownHostsFile none', and so no host key could be checked"
+            raise ConfigError(f"{wrong}; give host_key or known_hosts.")
+        if self.known_hosts:
+            files = [_readable(os.path.expanduser(self.known_hosts), "known_hosts")]
+        else:
+            named: Any = settings.known_hosts or ["~/.ssh/known_hosts"]
+            files = [os.path.expanduser(name) for name in named]
+        trust = Trust(files=tuple(files), keys=asyncssh.SSHKnownHosts())
+        for name in files:
+            with contextlib.suppress(FileNotFoundError), open(name, encoding="utf-8", errors="surrogateescape") as file:
+                try:
+                    trust.keys.load(file.read())
+                except ValueError as error:
+                    raise ConfigError(f"{name}: {error}; correct that line.") from None
+        return settings, trust
 
     async def _drop(self) -> None:
         ssh, self._ssh, self._sftp, self._file = self._ssh, None, None, None
@@ -140,7 +235,7 @@ class Connection:
 
         async def work() -> None:
             await self._sftp.makedirs(_literal(folder), exist_ok=True, attrs=_mode(0o700))
-            self._file = await self._sftp.open(_literal(partial), "wb", attrs=_mode(0o600))
+            self._file = await self._sftp.open(_literal(partial), "wb", attrs=_mode(0o600), block_size=0)
 
         self._run(work)
         self._reopen = (partial, "r+b")
@@ -149,9 +244,28 @@ class Connection:
         """Write one piece, in many requests at once; after a reconnection the whole piece again."""
 
         async def work() -> None:
-            await self._file.write(data, offset)
+            size = self._sftp.limits.max_write_len
+            await _at_once([self._file.write(data[at : at + size], offset + at) for at in range(0, len(data), size)])
 
-        self._run(work)
+        try:
+            self._run(work)
+        except Exception as error:
+            if self._is_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+    def _is_full(self, error: Exception) -> bool:
+        """Ask for the room that is left where the server said no more than "Failure", as OpenSSH does when a disk is full."""
+        import asyncssh
+
+        async def room() -> int:
+            found = await self._file.statvfs()
+            return int(found.bavail * found.frsize)
+
+        if isinstance(error, asyncssh.SFTPFailure):
+            with contextlib.suppress(Exception):  # not every server can tell; then the first error is what there is
+                return self._run(room, again=False) < ROOM
+        return False
 
     def finish(self, partial: str, path: str, size: int) -> int:
         """Sync, close, look at the size and, if it is right, rename over the target; return the size."""
@@ -206,7 +320,7 @@ class Connection:
             info = await self._sftp.stat(_literal(path))
             if info.permissions is not None and stat.S_ISDIR(info.permissions):
                 raise FileNotFoundError("it is a folder")
-            self._file = await self._sftp.open(_literal(path), "rb")
+            self._file = await self._sftp.open(_literal(path), "rb", block_size=0)
             return int(info.size)
 
         size = self._run(work)
@@ -216,8 +330,16 @@ class Connection:
     def read(self, offset: int, size: int) -> bytes:
         """Read one piece, in many requests at once."""
 
+        async def block(at: int, end: int) -> bytes:
+            found = b""
+            while at < end and (data := bytes(await self._file.read(end - at, at))):  # a server may give less than was asked for
+                found += data
+                at += len(data)
+            return found
+
         async def work() -> bytes:
-            return bytes(await self._file.read(size, offset))
+            step, end = self._sftp.limits.max_read_len, offset + size
+            return b"".join(await _at_once([block(at, min(at + step, end)) for at in range(offset, end, step)]))
 
         return self._run(work)
 
@@ -274,6 +396,29 @@ class Connection:
             self._run(work)
 
 
+async def _at_once(requests: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+    """Make these requests together; when one fails, or the time is up, none is left behind.
+
+    asyncssh does as much with a piece of any size (not with ``block_size=0``), but leaves its requests running then: each ends
+    later with an error that nobody takes, and asyncio writes a traceback of it to the terminal.
+    """
+    tasks = [asyncio.ensure_future(request) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _readable(path: str, option: str) -> str:
+    try:
+        with open(path, "rb"):
+            return path
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}.") from None
+
+
 def _literal(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")  # no wildcard and no "~" means anything in bytes
 
@@ -294,24 +439,27 @@ def is_transient(error: BaseException) -> bool:
         return isinstance(error, StoreError) and error.transient
     import asyncssh
 
-    lasting = (asyncssh.HostKeyNotVerifiable, asyncssh.PermissionDenied, asyncssh.KeyExchangeFailed)
+    lasting = (asyncssh.PermissionDenied, asyncssh.KeyExchangeFailed)
     if isinstance(error, (*lasting, FileNotFoundError, NotADirectoryError, PermissionError)):
         return False
     if isinstance(error, asyncssh.SFTPError):
         return isinstance(error, (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection))
-    return isinstance(error, (OSError, asyncssh.DisconnectError, asyncssh.ChannelOpenError))
+    if isinstance(error, asyncssh.ChannelOpenError):
+        return error.code != asyncssh.OPEN_REQUEST_SESSION_FAILED  # there is no SFTP
+    return isinstance(error, (OSError, asyncssh.DisconnectError))
 
 
 def wrapped(error: Exception, label: str, doing: str) -> PgsnapError:
     """Return the error as pgsnap tells it."""
+    begin = f"{label}: cannot {doing}"
+    if isinstance(error, ConfigError):
+        return ConfigError(f"{begin}: {error}")
     if isinstance(error, PgsnapError):
         return error
     import asyncssh
 
-    begin = f"{label}: cannot {doing}"
-    if isinstance(error, asyncssh.HostKeyNotVerifiable):
-        text = "the server's host key is not the one in known_hosts, or is not there; compare its fingerprint, then add it"
-        return Denied(f"{begin}: {text} (ssh-keyscan prints it), or give host_key.", label)
+    if isinstance(error, Untrusted):
+        return Denied(f"{begin}: {error}", label)
     if isinstance(error, asyncssh.PermissionDenied):
         return Denied(f"{begin}: the server does not accept the user, key or password; check user, key_file and password.", label)
     if isinstance(error, (asyncssh.KeyImportError, asyncssh.KeyEncryptionError)):
@@ -325,6 +473,15 @@ def wrapped(error: Exception, label: str, doing: str) -> PgsnapError:
         return kind(f"{begin}: the path is, or goes through, a file; give a directory.", label)
     if isinstance(error, (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)) or "No space left" in str(error):
         return StoreError(f"{begin}: there is no room left; free some space or keep fewer backups there.", label)
+    if isinstance(error, asyncssh.ChannelOpenError) and error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+        text = "the server lets the user in, but offers no SFTP; it is 'Subsystem sftp internal-sftp' in its sshd_config"
+        return StoreError(f"{begin}: {text}.", label)
+    if isinstance(error, asyncssh.SFTPBadMessage):
+        text = "what answers is not SFTP; a shell's start-up file may print something, or the account have no leave for SFTP"
+        return StoreError(f"{begin}: {text}.", label)
+    if type(error) is asyncssh.SFTPFailure:
+        text = "the server says 'Failure' and no more"
+        return StoreError(f"{begin}: {text}; a quota or a limit of its own may be reached, or its disk be faulty.", label)
     transient = is_transient(error)
     again = " It was tried several times; try again later." if transient else ""
     reason = getattr(error, "reason", "") or str(error) or "no answer in time"
