@@ -23,6 +23,7 @@ ORDER = """
     redact
     streams
     process
+    remote
     run events
     components
     hookspecs
@@ -114,8 +115,8 @@ def test_imports_go_one_way() -> None:
 
 
 def test_plugins_import_only_the_public_modules() -> None:
-    """A plugin uses pgsnap, pgsnap.streams, pgsnap.process and pgsnap.testing, and never another plugin."""
-    public = {"pgsnap", "pgsnap.streams", "pgsnap.process", "pgsnap.testing"}
+    """A plugin uses pgsnap, the three modules below it for authors and pgsnap.testing, and never another plugin."""
+    public = {"pgsnap", "pgsnap.streams", "pgsnap.process", "pgsnap.remote", "pgsnap.testing"}
     wrong = []
     for source in PLUGINS.glob("*/src"):
         own = {path.name for path in source.iterdir()}
@@ -161,10 +162,10 @@ def test_threads_are_in_two_modules_only() -> None:
     assert ALLOWED_STARTERS >= {entry.rpartition("/")[2].split(":")[0] for entry in wrong}, wrong
 
 
-ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py", "web.py"}
+ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py", "remote.py", "web.py"}
 """pgsnap_postgres' throwaway server, which outlives any stream: the server itself and the keeper that stops it. The fault proxy
-of the tests, a process of its own, and their web server. The object stores' connections, which run coroutines on the loop of
-fsspec's own thread."""
+of the tests, a process of its own, and their web server. The object stores' connections and what they share, whose coroutines run
+on the loop of fsspec's own thread."""
 
 
 def loaded_by(program: str) -> set[str]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import glob
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +20,7 @@ import attrs
 from pgsnap.components import Store
 from pgsnap.errors import ConfigError, Denied, NotFound, PgsnapError, StoreError
 from pgsnap.redact import Redactor, secrets_in
+from pgsnap.remote import Patience
 from pgsnap.run import Run
 from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.types import Entry, Finding
@@ -127,7 +128,7 @@ class FsspecStore(Store):
         path = self._path(system, root, key)
         try:
             system.invalidate_cache(path.rpartition("/")[0])
-            info = _replay(lambda: system.info(path))
+            info = Patience(_may_pass)(lambda: system.info(path))
             if info.get("type") == "directory":  # its size is 0: it would be read as an empty object
                 raise NotFound(f"{self.label}: cannot read {key}: it is a folder, not an object.", self.label)
             size = int(info["size"])
@@ -136,7 +137,7 @@ class FsspecStore(Store):
                 raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
             for at in range(start, end, RANGE):
                 until = min(at + RANGE, end)
-                piece = bytes(_replay(functools.partial(system.cat_file, path, start=at, end=until)))
+                piece = bytes(Patience(_may_pass)(functools.partial(system.cat_file, path, start=at, end=until)))
                 if len(piece) != until - at:
                     raise StoreError(f"{self.label}: {key} became shorter while it was read.", self.label)
                 yield piece
@@ -260,18 +261,6 @@ def _status(error: BaseException) -> int | None:
                     return found
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _replay(call: Callable[[], T]) -> T:
-    """Make a call that can be repeated, up to four times while the network is to blame."""
-    import tenacity
-
-    return tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(4),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        retry=tenacity.retry_if_exception(_may_pass),
-        reraise=True,
-    )(call)
 
 
 def _may_pass(error: BaseException) -> bool:

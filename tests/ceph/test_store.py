@@ -11,11 +11,11 @@ import attrs
 import pytest
 
 import pgsnap_s3
-from pgsnap import StoreError
+from pgsnap import StoreError, remote
 from pgsnap.streams import drain
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
-from pgsnap_s3 import S3, connection
+from pgsnap_s3 import S3
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -25,8 +25,8 @@ DATA = text(SIZE)
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 3)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 class TestPlain(StoreConformance):

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, Run, Secret, StoreError
+from pgsnap import ConfigError, Denied, Run, Secret, StoreError, remote
 from pgsnap.streams import drain
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
@@ -48,8 +48,8 @@ class TestDoctor(StoreExamination):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 3)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 def pieces() -> Iterator[bytes]:

@@ -11,11 +11,11 @@ import attrs
 import pytest
 from botocore.exceptions import ClientError
 
-from pgsnap import Denied, StoreError
+from pgsnap import Denied, StoreError, remote
 from pgsnap.streams import drain
 from pgsnap.testing import text
 from pgsnap.testing.fault_proxy import FaultProxy
-from pgsnap_s3 import S3, connection
+from pgsnap_s3 import S3
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -37,8 +37,8 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 3)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 def pieces(data: bytes = DATA) -> Iterator[bytes]:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Artifact, Dump, Dumper, Facts, LocalStore, Pipeline, RestoreRequest, Run, Source
+from pgsnap import Artifact, Dump, Dumper, Facts, LocalStore, Pipeline, RestoreRequest, Run, Source, remote
 from pgsnap.streams import Stream
 from pgsnap.testing.fault_proxy import FaultProxy
-from pgsnap_s3 import S3, connection
+from pgsnap_s3 import S3
 
 MIB = 1 << 20
 BLOCK = os.urandom(MIB)
@@ -46,8 +46,8 @@ class Bytes(Dumper):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 2)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 def make(folder: Path, store: S3, **options: Any) -> Pipeline:

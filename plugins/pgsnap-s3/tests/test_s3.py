@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError
+from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError, remote
 from pgsnap.catalog import Catalog
 from pgsnap.doctor import examine
 from pgsnap.streams import drain
@@ -41,8 +41,8 @@ class TestDoctor(StoreExamination):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 3)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 def make(**options: Any) -> S3:

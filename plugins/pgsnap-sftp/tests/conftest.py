@@ -21,8 +21,9 @@ import attrs
 import psutil
 import pytest
 
+from pgsnap import remote
 from pgsnap.testing.fault_proxy import FaultProxy
-from pgsnap_sftp import Sftp, connection
+from pgsnap_sftp import Sftp
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 ROOT = os.geteuid() == 0
@@ -261,8 +262,8 @@ def spoiled(server: Place, proxy: FaultProxy, folder: str) -> Iterator[Sftp]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ATTEMPTS", 3)
-    monkeypatch.setattr(connection, "JITTER", 0.05)
+    monkeypatch.setattr(remote, "ATTEMPTS", 3)
+    monkeypatch.setattr(remote, "JITTER", 0.05)
 
 
 @pytest.fixture(autouse=True)

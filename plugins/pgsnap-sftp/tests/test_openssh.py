@@ -38,10 +38,11 @@ from pgsnap import (
     Secret,
     Source,
     StoreError,
+    remote,
 )
 from pgsnap.streams import Stream, drain
 from pgsnap.testing import StoreConformance, StoreExamination, text
-from pgsnap_sftp import Sftp, connection
+from pgsnap_sftp import Sftp
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 5
@@ -379,8 +380,8 @@ def test_a_whole_run_on_one_session_a_connection(launch: Launch, reach: Reach, s
 
 def test_too_many_at_once(launch: Launch, reach: Reach, shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ``MaxStartups`` turns a connection away, it is tried again, until there is room."""
-    monkeypatch.setattr(connection, "ATTEMPTS", 100)
-    monkeypatch.setattr(connection, "JITTER", 0.1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 100)
+    monkeypatch.setattr(remote, "JITTER", 0.1)
     sshd = launch("MaxStartups 1:100:1")
     store = reach(sshd, shared() / "store")
     written: list[int] = []

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, hookimpl
+from pgsnap.remote import Source
 from pgsnap.streams import Chunks, Stream, in_flight
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Gcs(Store):
         """See ``Store.write``. Holds three parts."""
         from pgsnap_gcs.transfer import Upload
 
-        source = _Source(chunks)
+        source = Source(chunks)
         try:
             upload = Upload(
                 connection=self._connect(),
@@ -200,22 +201,6 @@ class Gcs(Store):
             text = str(self._wrapped(error, "list it"))
             return [Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
         return [Finding("ok", self.label, "it can be listed.")]
-
-
-class _Source:
-    """The chunks to write, and what they raised: that is not the store's to wrap."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._chunks:  # noqa: UP028  # "yield from" would close what is not ours
-                yield chunk
-        except BaseException as error:
-            self.error = error
-            raise
 
 
 @hookimpl

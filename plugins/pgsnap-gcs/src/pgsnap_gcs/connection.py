@@ -6,27 +6,22 @@ bounded by ``io_timeout`` without progress, and repeated with jitter while the n
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
+from pgsnap.remote import Body, progressing
+from pgsnap.remote import Patience as AnyPatience
 
 __all__ = ["Connection", "Failed", "Patience", "Settings", "is_transient", "wrapped"]
 
-R = TypeVar("R")
-
-ATTEMPTS = 6
-JITTER = 0.3
-"""Seconds that the first wait lasts at most; each later one at most twice the one before, and 15."""
 PIECE = 128 << 10
 
 
@@ -62,44 +57,6 @@ class Answer:
         """The body as JSON; empty if it has none."""
         document: dict[str, Any] = json.loads(self.body) if self.body.strip() else {}
         return document
-
-
-class Patience:
-    """Repeats single requests until they succeed, fail for good, or ``cancel`` is called."""
-
-    def __init__(self, attempts: int | None = None) -> None:
-        self._attempts = attempts or ATTEMPTS
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Nobody wants the results any more: start no further attempt."""
-        self._cancelled.set()
-
-    def __call__(self, request: Callable[[], R]) -> R:
-        """Return what ``request`` returns; raise what its last attempt raised."""
-        import tenacity
-
-        return tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_when_event_set(self._cancelled),
-            wait=tenacity.wait_random_exponential(multiplier=JITTER, max=15),
-            sleep=tenacity.sleep_using_event(self._cancelled),
-            retry=tenacity.retry_if_exception(is_transient),
-            reraise=True,
-        )(request)
-
-
-class _Body:
-    """Bytes to send, in small pieces without a copy; it knows when it last moved."""
-
-    def __init__(self, data: bytes) -> None:
-        self._view = memoryview(data)
-        self.moved = time.monotonic()
-
-    async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, len(self._view), PIECE):
-            self.moved = time.monotonic()
-            yield self._view[start : start + PIECE]
-        self.moved = time.monotonic()
 
 
 class Connection:
@@ -151,22 +108,12 @@ class Connection:
     async def _call(
         self, method: str, url: str, params: dict[str, str], headers: dict[str, str], data: bytes | None, into: bytearray | None
     ) -> Answer:
-        body = _Body(data) if data else None
+        body = Body(data) if data else None
         if data is not None:
             headers["Content-Length"] = str(len(data))
-        began = time.monotonic()
-        limit = self._settings.io_timeout
-        moved = [began]
-        task = asyncio.ensure_future(self._exchange(method, url, params, headers, body, into, moved))
-        try:
-            while not (await asyncio.wait({task}, timeout=min(1.0, limit / 4)))[0]:
-                if time.monotonic() - max(moved[0], body.moved if body else began) > limit:
-                    raise TimeoutError(f"no progress for {limit:g} s")
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=1.0)
+        moved = [0.0]
+        request = self._exchange(method, url, params, headers, body, into, moved)
+        return await progressing(request, lambda: max(moved[0], body.moved if body else 0.0), self._settings.io_timeout)
 
     async def _exchange(
         self,
@@ -174,7 +121,7 @@ class Connection:
         url: str,
         params: dict[str, str],
         headers: dict[str, str],
-        body: _Body | None,
+        body: Body | None,
         into: bytearray | None,
         moved: list[float],
     ) -> Answer:
@@ -256,6 +203,13 @@ def is_transient(error: BaseException) -> bool:
     import google.auth.exceptions
 
     return isinstance(error, (aiohttp.ClientError, google.auth.exceptions.TransportError))
+
+
+class Patience(AnyPatience):
+    """Repeats requests to Google."""
+
+    def __init__(self, attempts: int | None = None) -> None:
+        super().__init__(is_transient, attempts)
 
 
 PERMISSIONS = {

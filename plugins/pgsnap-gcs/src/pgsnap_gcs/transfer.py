@@ -12,21 +12,20 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from pgsnap import StoreError
-from pgsnap.streams import CHUNK, Chunks, Stream, in_flight, resize
-from pgsnap_gcs.connection import Connection, Failed, Patience, is_transient
+from pgsnap.remote import read_ranges
+from pgsnap.streams import CHUNK, Chunks, Stream, resize
+from pgsnap_gcs.connection import Connection, Failed, Patience
 
 __all__ = ["Download", "Upload"]
 
 RANGE = 8 * CHUNK
 """The bytes that one request of a reader asks for."""
-STEP = 256 << 10
-"""Bytes that an attempt must have brought for its failure not to count."""
 
 
 @attrs.frozen(kw_only=True)
@@ -140,46 +139,13 @@ class Download:
         if end > total or start > total:
             raise StoreError(f"{self.label}: {self.key} has {total} bytes, but {end} are needed; it was cut short.", self.label)
 
-        def fetch(range_: tuple[int, int]) -> bytearray:
-            return self._range(*range_, generation, patience)
-
-        ranges = ((begin, min(begin + RANGE, end)) for begin in range(start, end, RANGE))
-        with contextlib.closing(in_flight(fetch, ranges, self.ranges_in_flight)) as pieces:
-            try:
-                for piece in pieces:
-                    yield from _chunks(piece)
-            finally:
-                patience.cancel()
-
-    def _range(self, begin: int, end: int, generation: str, patience: Patience) -> bytearray:
-        into = bytearray()
         params = {"alt": "media", **({"generation": generation} if generation else {})}
+        url = self.connection.object(self.bucket, self.name)
 
-        def get() -> None:
-            asked = f"bytes={begin + len(into)}-{end - 1}"
-            url = self.connection.object(self.bucket, self.name)
-            self.connection.call("GET", url, params=params, headers={"Range": asked}, into=into)
-            if len(into) < end - begin:
-                raise ConnectionError("the answer ended early")
-
-        self._insist(get, into, patience)
-        if len(into) > end - begin:
-            raise StoreError(f"{self.label}: cannot read {self.key}: the server gave more than was asked for.", self.label)
-        return into
-
-    def _insist(self, get: Callable[[], None], into: bytearray, patience: Patience) -> None:
-        """Ask again and again as long as something comes, and a few times where nothing does."""
-        while True:
+        def fetch(begin: int, until: int, into: bytearray) -> None:
             before = len(into)
-            try:
-                patience(get)
-                return
-            except Exception as error:
-                if not is_transient(error) or len(into) - before < STEP:
-                    raise
+            self.connection.call("GET", url, params=params, headers={"Range": f"bytes={begin}-{until - 1}"}, into=into)
+            if len(into) - before > until - begin:
+                raise StoreError(f"{self.label}: cannot read {self.key}: the server gave more than was asked for.", self.label)
 
-
-def _chunks(data: bytes | bytearray) -> Iterator[bytes]:
-    view = memoryview(data)
-    for start in range(0, len(view), CHUNK):
-        yield bytes(view[start : start + CHUNK])
+        yield from read_ranges(fetch, start, end, size=RANGE, limit=self.ranges_in_flight, patience=patience)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, StoreError, hookimpl
+from pgsnap.remote import Source
 from pgsnap.streams import Chunks, Stream, in_flight
 from pgsnap_s3.providers import PROVIDERS, Provider
 
@@ -180,7 +181,7 @@ class S3(Store):
         """See ``Store.write``. Holds about ``parts_in_flight`` + 3 parts."""
         from pgsnap_s3.upload import Upload
 
-        source = _Source(chunks)
+        source = Source(chunks)
         locking = self.object_lock is not None and not self.is_passing(key)
         began = datetime.now(UTC).replace(microsecond=0)
         try:
@@ -240,7 +241,7 @@ class S3(Store):
             raise self._wrapped(error, f"list {prefix or 'it'}") from error
 
     def _pages(self, method: str, marker: str, following: str, prefix: str) -> Iterator[dict[str, Any]]:
-        from pgsnap_s3.connection import Patience
+        from pgsnap_s3.failures import Patience
 
         connection, patience = self._connect(), Patience()
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": f"{self._root}{prefix}"}
@@ -282,7 +283,7 @@ class S3(Store):
         return refused
 
     def _delete_in_bulk(self, connection: Connection, keys: Sequence[str]) -> dict[str, str]:
-        from pgsnap_s3.connection import Patience
+        from pgsnap_s3.failures import Patience
 
         objects = [{"Key": f"{self._root}{key}"} for key in keys]
         answer = Patience()(
@@ -295,8 +296,7 @@ class S3(Store):
         }
 
     def _delete_one_by_one(self, connection: Connection, keys: Sequence[str]) -> dict[str, str]:
-        from pgsnap_s3.connection import Patience
-        from pgsnap_s3.failures import code_of
+        from pgsnap_s3.failures import Patience, code_of
 
         def delete(key: str) -> str:
             try:
@@ -353,8 +353,7 @@ class S3(Store):
 
     def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
         """Abort multipart uploads below ``prefix`` that were begun before ``before``; return their keys."""
-        from pgsnap_s3.connection import Patience
-        from pgsnap_s3.failures import code_of
+        from pgsnap_s3.failures import Patience, code_of
 
         removed = []
         try:
@@ -406,22 +405,6 @@ class S3(Store):
 
         prefix = f"{self._root}{run.pipeline}/"
         return examine(self._connect(), self.label, self._bucket, prefix, self._options, self.object_lock is not None)
-
-
-class _Source:
-    """The chunks to write, and what they raised: that is not the store's to wrap."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._chunks:  # noqa: UP028  # "yield from" would close what is not ours
-                yield chunk
-        except BaseException as error:
-            self.error = error
-            raise
 
 
 @hookimpl

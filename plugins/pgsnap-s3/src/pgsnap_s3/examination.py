@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pgsnap import Finding
-from pgsnap_s3.connection import Connection, Patience
-from pgsnap_s3.failures import code_of, wrapped
+from pgsnap_s3.connection import Connection
+from pgsnap_s3.failures import Patience, code_of, wrapped
 from pgsnap_s3.locks import UNLOCKED
 
 __all__ = ["examine", "examine_lock"]

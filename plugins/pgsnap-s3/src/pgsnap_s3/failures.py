@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, StoreError
+from pgsnap.remote import Patience as AnyPatience
 
-__all__ = ["code_of", "is_transient", "status_of", "wrapped"]
+__all__ = ["Patience", "code_of", "is_transient", "status_of", "wrapped"]
 
 TRANSIENT = {
     "BadDigest",
@@ -103,6 +104,13 @@ def is_transient(error: BaseException) -> bool:
     )
     passing = (exceptions.HTTPClientError, exceptions.ConnectionError, parsers.ResponseParserError, aiohttp.ClientError)
     return isinstance(error, passing) and not isinstance(error, lasting)
+
+
+class Patience(AnyPatience):
+    """Repeats requests to S3."""
+
+    def __init__(self, attempts: int | None = None) -> None:
+        super().__init__(is_transient, attempts)
 
 
 def wrapped(error: Exception, label: str, doing: str, *, temporary: bool = False, locking: bool = False) -> PgsnapError:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pgsnap_s3.connection import Connection, Patience
-from pgsnap_s3.failures import code_of
+from pgsnap_s3.connection import Connection
+from pgsnap_s3.failures import Patience, code_of
 
 __all__ = ["UNLOCKED", "lock", "retention"]
 

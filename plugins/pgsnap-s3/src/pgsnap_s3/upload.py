@@ -20,8 +20,8 @@ import attrs
 
 from pgsnap import StoreError
 from pgsnap.streams import Chunks, in_flight, resize
-from pgsnap_s3.connection import Connection, Patience
-from pgsnap_s3.failures import code_of, status_of
+from pgsnap_s3.connection import Connection
+from pgsnap_s3.failures import Patience, code_of, status_of
 
 __all__ = ["Upload"]
 

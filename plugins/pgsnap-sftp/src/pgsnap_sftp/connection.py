@@ -20,19 +20,17 @@ from typing import Any, TypeVar
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
+from pgsnap.remote import Patience
 
 __all__ = ["Connection", "wrapped"]
 
 R = TypeVar("R")
 
-ATTEMPTS = 5
 ANY_KEY = "+ssh-ed25519,ecdsa-sha2-nistp*,rsa-sha2-*"
 """Kinds of host keys to ask for after those that are known. Asked for these alone, a server that has got a key of another kind
 just hangs up, as a broken network does."""
 ROOM = 1 << 20
 """Bytes; a file system with less than that is full: a request may be that large."""
-JITTER = 0.3
-"""Seconds that the first wait lasts at most; each later one at most twice the one before, and 15."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -107,7 +105,6 @@ class Connection:
 
     def _run(self, work: Callable[[], Awaitable[R]], again: bool = True) -> R:
         """Do ``work`` on a live connection within ``io_timeout``; on a new one, a few times, while the network is to blame."""
-        import tenacity
         from fsspec.asyn import get_loop, sync
 
         async def attempt() -> R:
@@ -120,13 +117,7 @@ class Connection:
                     await self._drop()
                 raise
 
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS if again else 1),
-            wait=tenacity.wait_random_exponential(multiplier=JITTER, max=15),
-            retry=tenacity.retry_if_exception(is_transient),
-            reraise=True,
-        )
-        result: R = retrying(lambda: sync(get_loop(), attempt))
+        result: R = Patience(is_transient, None if again else 1)(lambda: sync(get_loop(), attempt))
         return result
 
     async def _alive(self) -> None:
