@@ -131,6 +131,14 @@ def faulty() -> type[FaultyStore]:
 
 
 @pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a test's stores and consumers hang at; opened at its end, so that no thread is left."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Pipeline]:
     """Make a pipeline of a toy dumper with two local stores, ``a`` and ``b``; keywords replace its parts."""
 

@@ -6,8 +6,6 @@ at a socket whose server says nothing, and on a mounted file system whose server
 
 from __future__ import annotations
 
-import contextvars
-import gc
 import os
 import random
 import re
@@ -27,7 +25,7 @@ import pytest
 
 from pgsnap import Entry, Finding, FsspecStore, Keep, LocalStore, Pipeline, Run, Store, StoreError
 from pgsnap.bounded import BoundedStore, Limits
-from pgsnap.streams import CHUNK, Bounds, Chunks, Stalled, Stream, drain
+from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.testing import StoreConformance
 
 Make = Callable[..., Pipeline]
@@ -83,14 +81,6 @@ class Hanging(LocalStore):
     def examine(self, run: Run) -> Sequence[Finding]:
         self._block("examine")
         return ()
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """What the stores of a test hang at; opened at its end, so that no thread is left."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 @pytest.fixture
@@ -442,114 +432,3 @@ def test_a_server_that_says_nothing(tmp_path: Path) -> None:
         store = BoundedStore.of(FsspecStore(url=url, options={"timeout": 3600}), Limits(answer=SHORT))
         with pytest.raises(StoreError, match=rf"{url}: cannot list shop/: it gave no answer for 1 s"):
             list(store.entries("shop/"))
-
-
-# --- the threads ---------------------------------------------------------------------------------------------------------
-
-
-def test_items_come_in_order_and_the_error_after_them() -> None:
-    """Nothing is lost before a failure, and the failure is the source's own."""
-
-    def source() -> Iterator[int]:
-        yield from range(1000)
-        raise KeyError("boom")
-
-    seen: list[int] = []
-    with pytest.raises(KeyError, match="boom"):
-        seen.extend(Bounds().items(source, LONG, bound=7))
-    assert list(range(1000)) == seen
-
-
-def test_a_slow_consumer_is_no_stall() -> None:
-    """Only while the consumer waits does time count."""
-    items = Bounds().items(lambda: iter(range(10)), 0.2, bound=1)
-    seen = []
-    for item in items:
-        time.sleep(0.3 if item == 3 else 0)
-        seen.append(item)
-    assert list(range(10)) == seen
-
-
-def test_slow_progress_is_progress() -> None:
-    """A source that takes longer than the limit in all, and gives something in time each time."""
-
-    def source() -> Iterator[int]:
-        for number in range(6):
-            time.sleep(0.2)
-            yield number
-
-    assert list(range(6)) == list(Bounds().items(source, 1.0, bound=100))
-
-
-def test_what_is_pulled_ahead_is_bounded() -> None:
-    """The source waits for its consumer when so much is queued."""
-    pulled = []
-
-    def source() -> Iterator[int]:
-        for number in range(100):
-            pulled.append(number)
-            yield number
-
-    items = Bounds().items(source, LONG, bound=3)
-    assert 0 == next(items)
-    deadline = time.monotonic() + 0.3
-    while time.monotonic() < deadline:
-        assert len(pulled) <= 3 + 3 + 1  # what the consumer took, what is queued, and the one that waits
-        time.sleep(0.01)
-    items.close()
-
-
-def test_a_consumer_that_stops_closes_the_source_where_it_is_pulled() -> None:
-    """A generator can only be closed by the thread that runs it; it is, before the consumer goes on."""
-    closed = []
-
-    def source() -> Iterator[int]:
-        try:
-            yield from range(100)
-        finally:
-            closed.append(threading.current_thread().name)
-
-    items = Bounds().items(source, LONG)
-    assert 0 == next(items)
-    items.close()
-    assert ["bounded"] == closed
-    del items
-    gc.collect()
-    assert not any(thread.name == "bounded" for thread in threading.enumerate())
-
-
-def test_a_call_returns_raises_and_sees_the_context() -> None:
-    """It is the same as a call here, but for the thread."""
-    name = contextvars.ContextVar("name", default="")
-    name.set("mine")
-    assert "mine" == Bounds().call(name.get, LONG)
-    with pytest.raises(ZeroDivisionError):
-        Bounds().call(lambda: 1 / 0, LONG)
-
-
-@pytest.mark.parametrize("kind", ["takes nothing", "does not finish"])
-def test_a_consumer_that_hangs_is_left(gate: threading.Event, kind: str) -> None:
-    """In the middle of a stream, or after its end."""
-    bounds = Bounds()
-
-    def consumer(stream: Stream) -> int:
-        size = 0 if kind == "takes nothing" else drain(stream)
-        gate.wait()
-        return size
-
-    chunks = [bytes(CHUNK)] * 8 if kind == "takes nothing" else [b"x"]
-    with pytest.raises(Stalled, match=r"took nothing for|did not finish within"):
-        bounds.feed(chunks, consumer, buffer=2 * CHUNK, stall=0.2, finish=0.2)
-    with pytest.raises(Stalled, match="an earlier call"):
-        bounds.check()
-
-
-def test_a_source_that_fails_is_not_the_consumers_fault() -> None:
-    """Its own error comes out, as from a write without bounds."""
-
-    def source() -> Iterator[bytes]:
-        yield b"x"
-        raise KeyError("boom")
-
-    with pytest.raises(KeyError, match="boom"):
-        Bounds().feed(source(), drain, buffer=CHUNK, stall=LONG, finish=LONG)

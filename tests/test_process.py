@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from pgsnap.process import (
     watch,
 )
 from pgsnap.streams import CHUNK, Stream, drain
+from pgsnap.testing import failing
 
 WAIT = 20.0
 
@@ -70,11 +71,6 @@ def _nothing_is_left() -> Iterator[None]:
         time.sleep(0.01)
     assert before == descriptors()
     assert family == children()
-
-
-def cut(chunks: Sequence[bytes], error: BaseException) -> Stream:
-    yield from chunks
-    raise error
 
 
 def read_file_when(path: Path, ready: Callable[[str], bool] = bool) -> str:
@@ -364,7 +360,7 @@ def test_through_process_raises_the_error_of_the_source(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     argv = python("while os.read(0, 100): pass\nopen(sys.argv[1], 'w').write('eof')", str(mark))
     with pytest.raises(IntegrityError) as caught:
-        drain(through_process(cut([b"x" * 10], error), argv))
+        drain(through_process(failing([b"x" * 10], error), argv))
     assert error is caught.value
     assert not mark.exists()
 
@@ -515,7 +511,7 @@ def test_feed_process_with_partial_drains_the_rest(count: int) -> None:
     feed_process(source(), ["head", "-c", "10"], partial=True)
     assert count == pulled
     with pytest.raises(IntegrityError):
-        feed_process(cut([bytes(CHUNK)] * count, IntegrityError("tail")), ["head", "-c", "10"], partial=True)
+        feed_process(failing([bytes(CHUNK)] * count, IntegrityError("tail")), ["head", "-c", "10"], partial=True)
 
 
 def test_feed_process_with_partial_still_wants_status_0() -> None:
