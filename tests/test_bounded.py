@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -190,35 +191,14 @@ def test_the_catch_up_of_a_backup_ends(make: Make, tmp_path: Path, gate: threadi
 
 # --- the command ---------------------------------------------------------------------------------------------------------
 
-TOYBOX = """
-import contextlib
+TOYBOX = Path(__file__).parent / "shared" / "toybox.py"
+DEADBOX = """
 import os
 from typing import ClassVar
 
 import attrs
 
-from pgsnap import Artifact, Dump, Dumper, LocalStore
-
-
-@attrs.frozen(kw_only=True)
-class Toy(Dumper):
-    name: ClassVar[str] = "toy"
-
-    @contextlib.contextmanager
-    def dump(self, run):
-        yield Dump(artifacts=[Artifact(name="toy.dump", open=lambda: (bytes(1000) for _ in range(10)))])
-
-    def restore(self, source, request, run):
-        with open(request.target.reveal(), "wb") as file:
-            for name in source.artifacts:
-                for chunk in source.open(name):
-                    file.write(chunk)
-
-    def recipe(self, artifacts, facts):
-        return ""
-
-    def describe(self, request):
-        return request.target.reveal()
+from pgsnap import LocalStore
 
 
 def hang(method):
@@ -266,7 +246,8 @@ class Box:
 @pytest.fixture
 def box(desk: Any) -> Box:
     """A desk with one backup of toys in two stores."""
-    (desk.folder / "toybox.py").write_text(TOYBOX)
+    shutil.copy(TOYBOX, desk.folder)
+    (desk.folder / "deadbox.py").write_text(DEADBOX)
     os.mkfifo(desk.folder / "pipe")
     (desk.folder / "pgsnap.toml").write_text(
         f"""
@@ -275,8 +256,9 @@ def box(desk: Any) -> Box:
         stall_timeout = "1s"
         [pipeline.shop.dump]
         use = "toybox:Toy"
+        size = 10_000
         [[pipeline.shop.store]]
-        use = "toybox:Dead"
+        use = "deadbox:Dead"
         url = "{desk.folder}/one"
         [[pipeline.shop.store]]
         url = "{desk.folder}/two"

@@ -29,59 +29,7 @@ from pgsnap.cli import cli
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
 
-TOYBOX = """
-import contextlib
-import time
-from pathlib import Path
-from typing import ClassVar
-
-import attrs
-
-from pgsnap import Artifact, Dump, Dumper, DumpError, Finding, hookimpl
-
-
-@attrs.frozen(kw_only=True)
-class Toy(Dumper):
-    name: ClassVar[str] = "toy"
-    size: int = 100_000
-    seconds: float = 0.0
-    fails: bool = False
-    complains: bool = False
-    measured: bool = True
-
-    def preflight(self, run):
-        return [Finding("error", "toy", "it is broken.", "mend it.") if self.complains else Finding("ok", "toy", "it works.")]
-
-    @contextlib.contextmanager
-    def dump(self, run):
-        def stream():
-            for _ in range(10):
-                time.sleep(self.seconds / 10)
-                yield bytes(self.size // 10)
-            if self.fails:
-                raise DumpError("the toy broke; mend it.")
-
-        run.log.info("the toy is wound up")
-        expected = self.size if self.measured else None
-        yield Dump(artifacts=[Artifact(name="toy.dump", open=stream, expected=expected)], facts={"notes": ["a toy"]})
-
-    def restore(self, source, request, run):
-        with open(request.target.reveal(), "wb") as file:
-            for name in source.artifacts:
-                for chunk in source.open(name):
-                    file.write(chunk)
-
-    def recipe(self, artifacts, facts):
-        return ""
-
-    def describe(self, request):
-        return request.target.reveal()
-
-
-@hookimpl
-def pgsnap_dumpers():
-    return [Toy]
-"""
+TOYBOX = Path(__file__).parent / "shared" / "toybox.py"
 
 
 @attrs.define
@@ -135,7 +83,7 @@ def toys(desk: Any) -> Toys:
     """A desk with one pipeline, ``shop``."""
     lib = desk.folder / "lib"
     lib.mkdir()
-    (lib / "toybox.py").write_text(TOYBOX)
+    shutil.copy(TOYBOX, lib)
     found = Toys(desk)
     found.configure(shop="")
     return found
@@ -478,7 +426,7 @@ def test_plugins_shows_what_is_broken_and_what_is_in_conflict(toys: Toys) -> Non
     assert "broken-toys: it cannot be imported: ModuleNotFoundError: No module named 'no_such_module'" in text
     assert "conflict" not in text
     toys.run("backup")
-    (toys.folder / "lib" / "second.py").write_text(TOYBOX)
+    shutil.copy(TOYBOX, toys.folder / "lib" / "second.py")
     install(toys, "second-toys", "second")
     found = toys.json("plugins", "--json", code=1)
     assert {"dump toy": ["nursery", "second-toys"]} == found["conflicts"]

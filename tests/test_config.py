@@ -10,7 +10,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,20 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from idle import IdleDumper, IdleNotifier, IdleTransform
 from pgsnap import (
     ConfigError,
-    Dump,
     Dumper,
-    Facts,
     FsspecStore,
     Keep,
     LocalStore,
     Notifier,
     Pipeline,
-    RestoreRequest,
-    Run,
     Secret,
-    Source,
     Transform,
     builtin,
     hookimpl,
@@ -40,9 +35,7 @@ from pgsnap import (
 from pgsnap.config import ROLES, Config, Role, find_config, load
 from pgsnap.config.build import Builder
 from pgsnap.config.references import References
-from pgsnap.events import Event
 from pgsnap.registry import Registry
-from pgsnap.streams import Chunks, Stream
 
 CANARY = "hunter22-canary"
 
@@ -60,19 +53,10 @@ def _not_canary(instance: object, attribute: attrs.Attribute[Secret], value: Sec
 
 
 @attrs.frozen(kw_only=True)
-class ToyDump(Dumper):
+class ToyDump(IdleDumper):
     name: ClassVar[str] = "toy"
     url: Secret
     port: int = 5432
-
-    def dump(self, run: Run) -> AbstractContextManager[Dump]:
-        raise NotImplementedError
-
-    def restore(self, source: Source, request: RestoreRequest, run: Run) -> None:
-        raise NotImplementedError
-
-    def recipe(self, artifacts: Sequence[str], facts: Facts) -> str:
-        raise NotImplementedError
 
 
 def _broken(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -92,7 +76,7 @@ class Corner:
 
 
 @attrs.frozen(kw_only=True)
-class Zip(Transform):
+class Zip(IdleTransform):
     name: ClassVar[str] = "zip"
     level: int = 3
     ratio: float = 0.5
@@ -116,20 +100,11 @@ class Zip(Transform):
     odd_one: str = attrs.field(default="", validator=_broken)
     file: str = ""
 
-    def encode(self, chunks: Chunks, facts: Facts) -> Stream:
-        raise NotImplementedError
-
-    def decode(self, chunks: Chunks, facts: Facts) -> Stream:
-        raise NotImplementedError
-
 
 @attrs.frozen(kw_only=True)
-class Bell(Notifier):
+class Bell(IdleNotifier):
     name: ClassVar[str] = "bell"
     webhook: Secret
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        raise NotImplementedError
 
 
 class Plugin:

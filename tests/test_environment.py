@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
 import attrs
 import pytest
 
+from idle import IdleDumper, IdleNotifier, IdleTransform
 from pgsnap import (
     ConfigError,
-    Dump,
     Dumper,
-    Facts,
     FsspecStore,
     Keep,
     LocalStore,
     Notifier,
     Pipeline,
-    RestoreRequest,
-    Run,
     Secret,
-    Source,
     Transform,
     builtin,
     hookimpl,
@@ -32,65 +27,42 @@ from pgsnap import (
 from pgsnap.components import Store
 from pgsnap.config import ROLES, Config, init_toml, load
 from pgsnap.config.environment import describe_environment
-from pgsnap.events import Event
 from pgsnap.registry import Registry
-from pgsnap.streams import Chunks, Stream
 
 URL = "postgresql://shop:hunter22-canary@db.example/shop"
 
 
 @attrs.frozen(kw_only=True)
-class PgDump(Dumper):
+class PgDump(IdleDumper):
     name: ClassVar[str] = "pg_dump"
     url: Secret | None = None
 
-    def dump(self, run: Run) -> AbstractContextManager[Dump]:
-        raise NotImplementedError
-
-    def restore(self, source: Source, request: RestoreRequest, run: Run) -> None:
-        raise NotImplementedError
-
-    def recipe(self, artifacts: Sequence[str], facts: Facts) -> str:
-        raise NotImplementedError
-
 
 @attrs.frozen(kw_only=True)
-class Passing(Transform):
-    def encode(self, chunks: Chunks, facts: Facts) -> Stream:
-        raise NotImplementedError
-
-    def decode(self, chunks: Chunks, facts: Facts) -> Stream:
-        raise NotImplementedError
-
-
-@attrs.frozen(kw_only=True)
-class Gzip(Passing):
+class Gzip(IdleTransform):
     name: ClassVar[str] = "gzip"
 
 
 @attrs.frozen(kw_only=True)
-class Age(Passing):
+class Age(IdleTransform):
     name: ClassVar[str] = "age"
     recipients: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
-class Checksum(Passing):
+class Checksum(IdleTransform):
     name: ClassVar[str] = "checksum"
     algorithm: str
 
 
 @attrs.frozen(kw_only=True)
-class Slack(Notifier):
+class Slack(IdleNotifier):
     name: ClassVar[str] = "slack"
     webhook: Secret
 
-    def notify(self, event: Event, *, timeout: float) -> None:
-        raise NotImplementedError
-
 
 @attrs.frozen(kw_only=True)
-class Email(Notifier):
+class Email(IdleNotifier):
     name: ClassVar[str] = "email"
     to: tuple[str, ...]
     server: str
@@ -99,18 +71,12 @@ class Email(Notifier):
     password: Secret | None = None
     sender: str = ""
 
-    def notify(self, event: Event, *, timeout: float) -> None:
-        raise NotImplementedError
-
 
 @attrs.frozen(kw_only=True)
-class Webhook(Notifier):
+class Webhook(IdleNotifier):
     name: ClassVar[str] = "webhook"
     preset: str
     url: Secret
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        raise NotImplementedError
 
 
 @attrs.frozen(kw_only=True)

@@ -15,8 +15,8 @@ from urllib.parse import quote, quote_plus
 import attrs
 import pytest
 
-from pgsnap import FsspecStore, LocalStore, Notifier, Secret
-from pgsnap.events import Event
+from idle import IdleNotifier
+from pgsnap import FsspecStore, LocalStore, Secret
 from pgsnap.redact import Redactor, secrets_in
 
 PASSWORD = "pä$$ w/or:d@42%"
@@ -28,16 +28,13 @@ class Mail:
 
 
 @attrs.frozen(kw_only=True)
-class ToyNotifier(Notifier):
+class ToyNotifier(IdleNotifier):
     name: ClassVar[str] = "toy"
     webhook: Secret | None = None
     tokens: tuple[Secret, ...] = ()
     headers: Mapping[str, Secret] = attrs.field(factory=dict)
     mail: Mail | None = None
     channel: str = "#backups"
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(

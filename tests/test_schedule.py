@@ -19,6 +19,7 @@ import pytest
 
 from pgsnap import ConfigError, Pipeline, StoreError
 from pgsnap.schedule import Scheduler, due_times
+from waiting import wait_for
 
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 
@@ -223,13 +224,6 @@ def scheduled(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 def overdue(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,6 +26,25 @@ def big_url(server17: Any) -> Iterator[str]:
     yield url
     with psycopg.connect(server17.socket_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE big WITH (FORCE)")
+
+
+@pytest.fixture
+def fake_pg_dump(server17: Any, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a folder of client programs in which pg_dump is a shell script; ``$REAL`` in it is the real one."""
+
+    def make(script: str) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for program in Path(server17.bindir).iterdir():
+            if program.name != "pg_dump":
+                (folder / program.name).symlink_to(program)
+        path = folder / "pg_dump"
+        questions = 'case "$*" in *--version*|*--help*) exec "$REAL" "$@";; esac'
+        path.write_text(f"#!/bin/sh\nREAL={server17.bindir}/pg_dump\n{questions}\n{script}\n")
+        path.chmod(0o755)
+        return folder
+
+    return make
 
 
 @pytest.fixture

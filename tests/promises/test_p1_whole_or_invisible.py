@@ -6,25 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DEADLINE = 30.0
+from waiting import wait_for
+
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until a condition holds; fail after half a minute."""
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 def partial_size(folder: Path) -> int:
@@ -102,26 +91,11 @@ def test_pgsnap_is_killed_outright(desk: Any, big_url: str, children_of: Any, se
     assert 1 == len(desk.committed("one")) == len(desk.committed("two"))
 
 
-def fake_pg_dump(folder: Path, real: Path, script: str) -> Path:
-    """Make a folder of client programs in which pg_dump is a script; ``$REAL`` in it is the real one."""
-    folder.mkdir()
-    for program in real.iterdir():
-        if program.name != "pg_dump":
-            (folder / program.name).symlink_to(program)
-    path = folder / "pg_dump"
-    questions = 'case "$*" in *--version*) exec $REAL --version;; *--help*) exec $REAL --help;; esac'
-    path.write_text(f"#!/bin/sh\nREAL={real / 'pg_dump'}\n{questions}\n{script}\n")
-    path.chmod(0o755)
-    return folder
-
-
 @pytest.mark.parametrize("kept", [0, 3, 100, 1_000, 10_000, 1_000_000, 5_000_000])
 @pytest.mark.parametrize("form", ["custom", "plain"])
-def test_a_dump_that_ends_early_with_status_0(
-    desk: Any, big_url: str, server17: Any, tmp_path: Path, form: str, kept: int
-) -> None:
+def test_a_dump_that_ends_early_with_status_0(desk: Any, big_url: str, fake_pg_dump: Any, form: str, kept: int) -> None:
     """An exit status of 0 is not believed: the dump's own structure is checked."""
-    programs = fake_pg_dump(tmp_path / "bin", Path(server17.bindir), f'"$REAL" "$@" | head -c {kept}\nexit 0')
+    programs = fake_pg_dump(f'"$REAL" "$@" | head -c {kept}\nexit 0')
     desk.configure(dump=f'format = "{form}"\ncompress = "none"\nbindir = "{programs}"')
     done = desk.run("backup", DATABASE_URL=big_url)
     assert 1 == done.returncode, done.stderr
@@ -129,9 +103,9 @@ def test_a_dump_that_ends_early_with_status_0(
     assert [] == desk.files("one") + desk.files("two")
 
 
-def test_a_dump_that_fails_after_its_last_byte(desk: Any, big_url: str, server17: Any, tmp_path: Path) -> None:
+def test_a_dump_that_fails_after_its_last_byte(desk: Any, big_url: str, fake_pg_dump: Any) -> None:
     """All bytes came, and then it failed: there is no backup, and the message is pg_dump's."""
-    programs = fake_pg_dump(tmp_path / "bin", Path(server17.bindir), '"$REAL" "$@"\necho "pg_dump: error: the end" >&2\nexit 3')
+    programs = fake_pg_dump('"$REAL" "$@"\necho "pg_dump: error: the end" >&2\nexit 3')
     desk.configure(dump=f'bindir = "{programs}"')
     done = desk.run("backup", DATABASE_URL=big_url)
     assert 1 == done.returncode

@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from waiting import wait_for
+
 POLICY = "keep = { last = 1, min_good = 1 }"
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until a condition holds; fail after half a minute."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def waiting_pg_dump(folder: Path, real: Path, gate: Path) -> Path:
-    """A pg_dump that writes half and waits for a file before it writes the rest."""
-    folder.mkdir()
-    for program in real.iterdir():
-        if program.name != "pg_dump":
-            (folder / program.name).symlink_to(program)
-    path = folder / "pg_dump"
-    path.write_text(
-        f'#!/bin/sh\nREAL={real / "pg_dump"}\ncase "$*" in *--version*|*--help*) exec $REAL "$@";; esac\n'
-        f'"$REAL" "$@" | {{ head -c 100000; touch {gate}.begun; while [ ! -e {gate} ]; do sleep 0.05; done; cat; }}\n'
-    )
-    path.chmod(0o755)
-    return folder
-
-
 @pytest.fixture
-def waiting(desk: Any, server17: Any, tmp_path: Path) -> Path:
-    """Configure a dump that waits for the file returned."""
+def waiting(desk: Any, fake_pg_dump: Any, tmp_path: Path) -> Path:
+    """Configure a dump that writes some of it, and waits for the file returned before it writes the rest."""
     gate = tmp_path / "gate"
-    programs = waiting_pg_dump(tmp_path / "bin", Path(server17.bindir), gate)
+    wait = f"touch {gate}.begun; while [ ! -e {gate} ]; do sleep 0.05; done"
+    programs = fake_pg_dump(f'"$REAL" "$@" | {{ head -c 100000; {wait}; cat; }}')
     desk.configure(dump=f'compress = "none"\nbindir = "{programs}"', more=POLICY)
     return gate
 
