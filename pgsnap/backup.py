@@ -411,6 +411,7 @@ class _Backup:
                         store=store.label,
                         deleted=store.deleted,
                         kept=kept,
+                        size=store.size,
                         refused=tuple(f"{key}: {reason}" for key, reason in store.refused.items()),
                     )
                 )

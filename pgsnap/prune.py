@@ -133,7 +133,17 @@ def _prune_store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetim
         run.check()
         text = str(error) if store.label in str(error) else f"{store.label}: {error}"
         return StorePrune(label=store.label, decisions=done.decisions, error=text)
-    return attrs.evolve(locked, deleted=tuple(deleted), refused={**refused, **more}, orphans=(*orphans, *swept))
+    return attrs.evolve(
+        locked,
+        deleted=tuple(deleted),
+        refused={**refused, **more},
+        orphans=(*orphans, *swept),
+        size=sum(_size_without(scanned[id], folder(pipeline.name, id), refused) for id in deleted),
+    )
+
+
+def _size_without(stored: StoredBackup, prefix: str, refused: Collection[str]) -> int:
+    return sum(entry.size for name, entry in stored.entries.items() if f"{prefix}{name}" not in refused)
 
 
 def _clocks(store: Store, skew: timedelta) -> str:

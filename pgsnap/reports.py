@@ -137,14 +137,16 @@ class BackupReport:
 class StorePrune:
     """What a prune did in one store.
 
-    ``decisions`` are about its committed backups, oldest first; ``deleted`` are ids; ``refused`` the keys that the store did not
-    let go, with its reason; ``orphans`` ids and keys of what unfinished runs had left; ``extended`` ids of what stays whose locks
-    ended too soon and were extended, ``unlocked`` the keys where that failed, with the reason; ``error`` why not all was done.
+    ``decisions`` are about its committed backups, oldest first; ``deleted`` are ids, ``size`` their bytes that the store let go;
+    ``refused`` the keys that it did not, with its reason; ``orphans`` ids and keys of what unfinished runs had left; ``extended``
+    ids of what stays whose locks ended too soon and were extended, ``unlocked`` the keys where that failed, with the reason;
+    ``error`` why not all was done.
     """
 
     label: str
     decisions: tuple[Decision, ...] = ()
     deleted: tuple[str, ...] = ()
+    size: int = 0
     refused: Mapping[str, str] = attrs.field(factory=dict)
     orphans: tuple[str, ...] = ()
     extended: tuple[str, ...] = ()

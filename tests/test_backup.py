@@ -7,7 +7,8 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,8 @@ from pgsnap import (
     ConfigError,
     DumpError,
     Event,
+    Keep,
     LocalStore,
-    Notifier,
     NotifyError,
     PgsnapError,
     Pipeline,
@@ -29,10 +30,11 @@ from pgsnap import (
     StoreError,
     Transform,
 )
-from pgsnap.events import Failed, Succeeded
+from pgsnap.events import Failed, Pruned, Succeeded, Suspect
 from pgsnap.manifest import Manifest
 from pgsnap.streams import Chunks, Stream
 from pgsnap.types import Facts
+from remember import Remember
 
 Make = Callable[..., Pipeline]
 
@@ -80,21 +82,6 @@ class Sum(Transform):
 
     def sidecars(self, filename: str, facts: Facts) -> dict[str, bytes]:
         return {f"{filename}.md5": f"{facts['md5']}  {filename}\n".encode()}
-
-
-@attrs.frozen(kw_only=True)
-class Remember(Notifier):
-    """Keeps the events, or fails."""
-
-    name: ClassVar[str] = "remember"
-    on: tuple[Any, ...] = ("started", "succeeded", "partial", "failed")
-    events: list[Event] = attrs.field(factory=list)
-    fail: bool = False
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        self.events.append(event)
-        if self.fail:
-            raise NotifyError("nobody answers.")
 
 
 def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
@@ -252,6 +239,92 @@ def test_a_success_is_told_with_sizes_and_recover(make: Make, tmp_path: Path) ->
     assert tuple(f"{tmp_path / store}/shop/{report.id}/RECOVER.txt" for store in "ab") == done.recover
     assert all(Path(place).is_file() for place in done.recover)
     assert "" == done.log
+
+
+@pytest.fixture
+def history(make: Make, toy: Any) -> tuple[Pipeline, Remember]:
+    """A pipeline with backups of 1,000 bytes of the 20th, 21st and 22nd in two stores, and what hears of the next."""
+    remember = Remember(on=("succeeded", "partial", "failed", "suspect", "pruned"))
+    pipeline = make(dump=toy(contents={"shop.dump": b"x" * 1000}))
+    for day in (20, 21, 22):
+        pipeline.backup(now=datetime(2026, 11, day, 8, tzinfo=UTC))
+    return attrs.evolve(pipeline, notifiers=[remember], keep=Keep(last=2, min_good=1)), remember
+
+
+NEXT = datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+
+def test_an_emptied_database_is_told(history: tuple[Pipeline, Remember], toy: Any, tmp_path: Path) -> None:
+    """One message: what was compared, what to do, the size against last time, where the backup is; nothing is pruned."""
+    pipeline, remember = history
+    report = attrs.evolve(pipeline, dump=toy(contents={"shop.dump": b"x"})).backup(now=NEXT)
+    (told,) = remember.events
+    assert isinstance(told, Suspect)
+    assert ("shop", report.id, "error") == (told.pipeline, told.id, told.level)
+    assert "it has 1 B and one of the last 3 had 1.0 kB" == told.cause
+    assert f"Look at it, and at the database; if all is right: pgsnap ack {report.id}" == told.next_step
+    assert (1, 1000) == (told.size, told.last_size)
+    assert [(str(tmp_path / store), "") for store in "ab"] == [(store.label, store.error) for store in told.stores]
+    assert tuple(f"{tmp_path / store}/shop/{report.id}/RECOVER.txt" for store in "ab") == told.recover
+    assert "backup" in told.log
+    assert 4 == len(pipeline.backups().backups)
+
+
+def test_a_suspect_backup_that_a_store_lacks_is_told_so(history: tuple[Pipeline, Remember], toy: Any, faulty: Any) -> None:
+    """The worse news comes first; the lost store stands beside it."""
+    pipeline, remember = history
+    bad = faulty(url=pipeline.stores[1].url, fail_write="shop.dump")
+    attrs.evolve(pipeline, stores=[pipeline.stores[0], bad], dump=toy(contents={"shop.dump": b"x"})).backup(now=NEXT)
+    (told,) = remember.events
+    assert "suspect" == told.kind
+    assert [False, True] == ["the disk is on fire" in store.error for store in told.stores]
+
+
+def test_each_store_that_was_pruned_is_told(history: tuple[Pipeline, Remember], tmp_path: Path) -> None:
+    """After the backup itself: which backups went from which store, how many stay, and the bytes that are free again."""
+    pipeline, remember = history
+    first, second, *_ = (backup.id for backup in pipeline.backups().backups)
+    freed = [sum(p.stat().st_size for id in (first, second) for p in (tmp_path / s / "shop" / id).iterdir()) for s in "ab"]
+    report = pipeline.backup(now=NEXT)
+    done, *pruned = remember.events
+    assert "succeeded" == done.kind
+    assert [
+        Pruned(
+            pipeline="shop",
+            id=report.id,
+            time=told.time,
+            text=f"shop: 2 backups were pruned from {tmp_path / store}, 2 stay.",
+            store=str(tmp_path / store),
+            deleted=(first, second),
+            kept=2,
+            size=size,
+        )
+        for told, store, size in zip(pruned, "ab", freed, strict=True)
+    ] == pruned
+    assert all(size > 2000 for size in freed)
+    assert report.prune is not None
+    assert freed == [store.size for store in report.prune.stores]
+
+
+def test_a_store_that_deletes_nothing_is_told_as_such(history: tuple[Pipeline, Remember], tmp_path: Path) -> None:
+    """What it refused, with its reason; those backups are still there and count. A store without deletions is not spoken of."""
+
+    class Keeping(LocalStore):
+        def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
+            mine = {key: "AccessDenied" for key in keys if "/20261120T" in key or "/20261121T" in key}
+            return {**LocalStore.delete(self, [key for key in keys if key not in mine]), **mine}
+
+    pipeline, remember = history
+    first, second, *_ = (backup.id for backup in pipeline.backups().backups)
+    stores = [Keeping(url=pipeline.stores[0].url), LocalStore(url=pipeline.stores[1].url, keep=Keep(last=9))]
+    report = attrs.evolve(pipeline, stores=stores).backup(now=NEXT)
+    done, told = remember.events
+    assert isinstance(told, Pruned)
+    assert (str(tmp_path / "a"), (), 4, 0, "warning") == (told.store, told.deleted, told.kept, told.size, told.level)
+    assert {f"shop/{id}/manifest.json: AccessDenied" for id in (first, second)} <= set(told.refused)
+    assert any("objects could not be deleted" in note for note in done.notes)
+    assert 4 == len(list((tmp_path / "a").rglob("manifest.json")))
+    assert report.id in {path.parent.name for path in (tmp_path / "a").rglob("manifest.json")}
 
 
 class Stop(BaseException):

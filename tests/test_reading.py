@@ -17,14 +17,11 @@ from hypothesis import strategies as st
 
 from pgsnap import (
     ConfigError,
-    Event,
     FsspecStore,
     IntegrityError,
     LocalStore,
     ManifestError,
     NotFound,
-    Notifier,
-    NotifyError,
     Pipeline,
     RestoreError,
     StoreError,
@@ -34,6 +31,7 @@ from pgsnap.blocks import read_objects
 from pgsnap.catalog import scan
 from pgsnap.manifest import ObjectRecord
 from pgsnap.streams import Tap
+from remember import Remember
 
 Make = Callable[..., Pipeline]
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -318,24 +316,9 @@ def test_verify_decodes_when_asked(make: Make, tmp_path: Path) -> None:
     assert False is pipeline.verify(decode=True).ok
 
 
-@attrs.frozen(kw_only=True)
-class Remember(Notifier):
-    """Keeps the events."""
-
-    name: ClassVar[str] = "remember"
-    on: tuple[Any, ...] = ("failed",)
-    broken: bool = False
-    events: list[Event] = attrs.field(factory=list)
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        self.events.append(event)
-        if self.broken:
-            raise NotifyError("nobody answers.")
-
-
 def test_verify_tells_when_asked(make: Make, tmp_path: Path) -> None:
     """Damage reaches who asked for failures, with the way out; a whole backup only who asked for that."""
-    quiet, talkative = Remember(), Remember(on=("verified",))
+    quiet, talkative = Remember(on=("failed",)), Remember(on=("verified",))
     pipeline = make(notifiers=[quiet, talkative])
     report = pipeline.backup()
     pipeline.verify(notify=True)
@@ -356,7 +339,7 @@ def test_verify_tells_when_asked(make: Make, tmp_path: Path) -> None:
 
 def test_a_verification_that_nobody_heard_of(make: Make) -> None:
     """Exit code 3: whole, but not told."""
-    pipeline = make(notifiers=[Remember(on=("verified",), broken=True)])
+    pipeline = make(notifiers=[Remember(on=("verified",), fail=True)])
     pipeline.backup()
     report = pipeline.verify(notify=True)
     assert (3, ("the notifier 'remember' failed: nobody answers.",)) == (report.exit_code, report.notify_errors)

@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 import pytest
 
-from pgsnap import Event, Keep, LocalStore, Notifier, Pipeline
+from pgsnap import Keep, LocalStore, Pipeline
 from pgsnap.events import Finished, Summary
 from pgsnap.summary import LastBackup, is_due, last_backup, summarize
+from remember import Remember
 
 Make = Callable[..., Pipeline]
 NEVER = "30000101T000000Z-0000"
-
-
-@attrs.frozen(kw_only=True)
-class Remember(Notifier):
-    """Keeps the events."""
-
-    name: ClassVar[str] = "remember"
-    events: list[Event] = attrs.field(factory=list)
-
-    def notify(self, event: Event, *, timeout: float) -> None:
-        self.events.append(event)
 
 
 def at(day: int, hour: int = 8) -> datetime:
@@ -60,7 +50,7 @@ def test_a_sick_store_or_manifest_spoils_nothing(make: Make, faulty: Any, tmp_pa
 
 def test_sizes_are_told_against_last_time(make: Make, toy: Any) -> None:
     """The second message knows the first backup's size."""
-    remember = Remember()
+    remember = Remember(on=("succeeded",))
     make(notifiers=[remember], dump=toy(contents={"shop.dump": b"x" * 1000})).backup(now=at(20))
     make(notifiers=[remember], dump=toy(contents={"shop.dump": b"x" * 1500})).backup(now=at(21))
     first, second = remember.events
@@ -123,7 +113,7 @@ def test_a_summary_of_nothing_and_of_a_store_that_is_away(make: Make, faulty: An
 
 def test_the_first_run_of_a_week_sends_it(make: Make) -> None:
     """Once, after the run's own message."""
-    remember = Remember()
+    remember = Remember(on=("succeeded", "summary"))
     pipeline = make(notifiers=[remember], summary="weekly")
     for day in (21, 22, 23, 24):  # Saturday to Tuesday
         pipeline.backup(now=at(day))
