@@ -165,6 +165,40 @@ def test_a_missing_bucket(gcs: Gcs) -> None:
             work()
 
 
+@pytest.mark.parametrize("form", ["http://{}:{}", "{}:{}"])
+def test_an_emulator_that_the_environment_names(
+    gcs: Gcs, server: tuple[str, int], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """It is used as Google's libraries use it, without the credentials of the machine; doctor warns; an endpoint goes before."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", form.format(*server))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", service_account())
+    store = Gcs(url=gcs.url, part_size=1 << 20)
+    assert SIZE == store.write("shop/object", pieces())
+    assert DATA == b"".join(gcs.read("shop/object"))
+    assert store._connect()._system.credentials.token == "anon"
+    warning, found = store.preflight(Run("shop"))
+    assert ("warning", "ok") == (warning.level, found.level)
+    assert f"STORAGE_EMULATOR_HOST is set: its objects go to http://{server[0]}:{server[1]}, and not to Google." == warning.text
+    proxy.rules()
+    elsewhere = attrs.evolve(store, endpoint=proxy.url, anonymous=True)
+    assert ["ok"] == [finding.level for finding in elsewhere.preflight(Run("shop"))]
+    assert 1 == len(proxy.requests())
+
+
+def test_an_emulator_does_not_hide_credentials_that_are_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private endpoint wants them."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
+    connection = Gcs(url="gs://b", credentials=Secret(service_account()))._connect()
+    assert "backup@p" in connection._system.credentials.credentials.service_account_email
+
+
+@pytest.mark.parametrize("value", ["", "default"])
+def test_no_emulator(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Empty, and gcsfs's word for Google's own."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", value)
+    assert Gcs(url="gs://b", anonymous=True)._connect().bucket("b").startswith("https://storage.googleapis.com/")
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

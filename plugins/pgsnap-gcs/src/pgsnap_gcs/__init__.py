@@ -47,7 +47,8 @@ class Gcs(Store):
     """A bucket of Google Cloud Storage and a folder in it: ``gs://bucket/folder``.
 
     Without ``credentials`` it finds them as Google's own tools do: ``GOOGLE_APPLICATION_CREDENTIALS`` (a path, or the JSON itself
-    where a host has no files), gcloud's login, the machine's account.
+    where a host has no files), gcloud's login, the machine's account. Where ``STORAGE_EMULATOR_HOST`` is set, it is used as
+    Google's own libraries use it: as the ``endpoint``, without credentials unless they are given as an option.
 
     Args:
         credentials: The path of a service account's file, or its JSON itself.
@@ -94,10 +95,16 @@ class Gcs(Store):
         return f"{folder}/" if folder else ""
 
     def _connect(self) -> Connection:
-        from pgsnap_gcs.connection import Connection, Settings
+        from pgsnap_gcs.connection import Connection, Settings, emulator
 
+        found = None if self.endpoint else emulator()
         return Connection(
-            Settings(endpoint=self.endpoint, credentials=self.credentials, anonymous=self.anonymous, io_timeout=self.io_timeout)
+            Settings(
+                endpoint=self.endpoint or found,
+                credentials=self.credentials,
+                anonymous=self.anonymous or (found is not None and self.credentials is None),  # as Google's libraries do
+                io_timeout=self.io_timeout,
+            )
         )
 
     def _wrapped(self, error: Exception, doing: str) -> PgsnapError:
@@ -188,8 +195,12 @@ class Gcs(Store):
 
     def preflight(self, run: Run) -> Sequence[Finding]:
         """Ask for the first page of the pipeline's list. An account that may only write is told apart from a wrong one."""
-        from pgsnap_gcs.connection import Failed
+        from pgsnap_gcs.connection import EMULATOR, Failed, emulator
 
+        findings = []
+        if not self.endpoint and (found := emulator()):
+            text = f"{EMULATOR} is set: its objects go to {found}, and not to Google."
+            findings.append(Finding("warning", self.label, text, f"If that is not meant, unset {EMULATOR}."))
         try:
             connection = self._connect()
             params = {"prefix": f"{self._root}{run.pipeline}/", "maxResults": "1"}
@@ -197,10 +208,10 @@ class Gcs(Store):
         except Exception as error:
             if isinstance(error, Failed) and error.status == 403:
                 remedy = "If that is meant, list, copy, verify and prune need a second account."
-                return [Finding("info", self.label, "the account may not list; it can at most write.", remedy)]
+                return [*findings, Finding("info", self.label, "the account may not list; it can at most write.", remedy)]
             text = str(self._wrapped(error, "list it"))
-            return [Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
-        return [Finding("ok", self.label, "it can be listed.")]
+            return [*findings, Finding("error", self.label, text, "Check the URL, the credentials and the network.")]
+        return [*findings, Finding("ok", self.label, "it can be listed.")]
 
 
 @hookimpl

@@ -20,9 +20,11 @@ from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreErro
 from pgsnap.remote import Body, progressing
 from pgsnap.remote import Patience as AnyPatience
 
-__all__ = ["Connection", "Failed", "Patience", "Settings", "is_transient", "wrapped"]
+__all__ = ["EMULATOR", "Connection", "Failed", "Patience", "Settings", "emulator", "is_transient", "wrapped"]
 
 PIECE = 128 << 10
+EMULATOR = "STORAGE_EMULATOR_HOST"
+"""The variable by which Google's own libraries are sent to an emulator."""
 
 
 class Failed(Exception):
@@ -42,6 +44,14 @@ class Settings:
     credentials: Secret | None
     anonymous: bool
     io_timeout: float
+
+
+def emulator() -> str | None:
+    """Return the URL of the emulator that the environment names, by Google's rules: a host without a scheme is one of HTTP."""
+    given = os.environ.get(EMULATOR, "")
+    if given in ("", "default"):
+        return None
+    return given if given.startswith(("http://", "https://")) else f"http://{given}"
 
 
 @attrs.frozen
