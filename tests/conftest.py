@@ -200,11 +200,8 @@ class Desk:
 
 def clean_environment() -> dict[str, str]:
     """The environment of this process without anything that could configure pgsnap or libpq."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if (not name.startswith(("PG", "AWS_", "SMTP_", "GCS_")) and name != "DATABASE_URL") or name == "PGSNAP_PG_BIN"
-    }
+    ours = ("PG", "AWS_", "SMTP_", "GCS_", "GOOGLE_", "STORAGE_EMULATOR_", "DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours) or name == "PGSNAP_PG_BIN"}
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 
 import attrs
 import pytest
+
+from serving import free_port, serving
 
 AZURITE = os.environ.get("PGSNAP_TEST_AZURITE", "")
 
@@ -46,27 +45,11 @@ class Account:
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """Its account, on a server of its own."""
     folder = tmp_path_factory.mktemp("azurite")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     argv = [AZURITE, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder), "--silent"]
-    with open(folder / "log", "wb") as log:
-        # it knows the versions of the API up to its own release, and Azure's library asks for a newer one
-        process = subprocess.Popen([*argv, "--skipApiVersionCheck"], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, "azurite does not listen"
-                time.sleep(0.05)
+    # it knows the versions of the API up to its own release, and Azure's library asks for a newer one
+    with serving([*argv, "--skipApiVersionCheck"], port, folder / "log"):
         yield Account(f"http://127.0.0.1:{port}/{ACCOUNT}")
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture

