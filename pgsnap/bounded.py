@@ -1,9 +1,9 @@
 """Bounds in time for the calls of a store: whatever it is and whatever has become of it, each call ends.
 
-A backup writes through a ``StoreSet``, which drops a store that hangs. All other calls (of list, show, restore, verify, copy,
-prune, status, doctor) go through a ``BoundedStore``: the call is made in a thread, and when there is no progress for too long the
-thread is left behind and the call fails like one of a store that cannot be reached. A store's own timeouts, where it has some,
-know more and should come first; a directory on a mount whose server is gone has none at all.
+The streams of a backup or a copy go through a ``StoreSet``, which drops a store that hangs. All other calls go through a
+``BoundedStore``: the call is made in a thread, and when there is no progress for too long the thread is left behind and the call
+fails like one of a store that cannot be reached. A store's own timeouts, where it has some, know more and should come first; a
+directory on a mount whose server is gone has none at all.
 """
 
 from __future__ import annotations

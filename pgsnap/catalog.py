@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +11,18 @@ from datetime import UTC, datetime
 
 import attrs
 
+from pgsnap.bounded import Limits
 from pgsnap.components import Store
 from pgsnap.errors import ConfigError, IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
 from pgsnap.guard import Guard, judge
 from pgsnap.manifest import ACK, HELD, MANIFEST, PRUNED, RUNNING, SUSPECT, Manifest, folder
 from pgsnap.retention import Candidate, decide
+from pgsnap.run import Run
+from pgsnap.store_set import StoreSet
 from pgsnap.types import BACKUP_ID, Entry, Keep, backup_time
 
 __all__ = [
+    "LOOKS",
     "Backup",
     "Catalog",
     "Proof",
@@ -29,6 +34,8 @@ __all__ = [
     "scan",
 ]
 
+LOOKS = Limits(finish=math.inf, grace=5)
+"""What is read may be long: where there is no progress, the store's own bounds end it."""
 _PROOF = re.compile(r"(drill|verify)-(\d{8}T\d{6}Z)-(ok|failed)\.json")
 
 
@@ -183,20 +190,23 @@ class Catalog:
 
     @classmethod
     def read(cls, pipeline: str, stores: Sequence[Store], numbers: Iterable[int] | None = None) -> Catalog:
-        """List every store, or those at the given positions; one that cannot be listed is kept as a failure.
+        """List every store, or those at the given positions, at once; one that cannot be listed is kept as a failure.
 
         Raises:
             StoreError: no store at all can be listed.
         """
-        scans: dict[int, Mapping[str, StoredBackup]] = {}
-        failures: dict[int, PgsnapError] = {}
-        for number in range(len(stores)) if numbers is None else sorted(numbers):
-            try:
-                scans[number] = scan(stores[number], pipeline)
-            except (StoreError, ConfigError) as error:
-                failures[number] = error
-        if failures and not scans:
-            raise StoreError(" ".join(str(error) for error in failures.values()))
+        looks = StoreSet(stores, Run(pipeline), LOOKS)
+        found = looks.each(lambda store: scan(store, pipeline), None if numbers is None else sorted(numbers))
+        catalog = cls.of(pipeline, stores, found)
+        if catalog.failures and not catalog.scans:
+            raise StoreError(" ".join(str(error) for error in catalog.failures.values()))
+        return catalog
+
+    @classmethod
+    def of(cls, pipeline: str, stores: Sequence[Store], found: Mapping[int, Mapping[str, StoredBackup] | PgsnapError]) -> Catalog:
+        """Make one of what ``scan`` gave in each store, or the error that it raised there."""
+        scans = {number: result for number, result in found.items() if not isinstance(result, PgsnapError)}
+        failures = {number: result for number, result in found.items() if isinstance(result, PgsnapError)}
         return cls(pipeline=pipeline, stores=stores, scans=scans, failures=failures)
 
     @property

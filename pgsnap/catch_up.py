@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pgsnap.bounded import Limits
 from pgsnap.catalog import Backup, Catalog, scan
 from pgsnap.copy import copy_missing
-from pgsnap.errors import Aborted, Denied, PgsnapError
+from pgsnap.errors import Aborted, Denied
 from pgsnap.reports import CopyReport
 from pgsnap.run import Progress, Run
 from pgsnap.store_set import StoreSet
@@ -42,12 +42,10 @@ def catch_up(pipeline: Pipeline, id: str, *, seconds: float, progress: Progress)
     errors: list[str] = []
     try:
         with run.watched():
-            scans = StoreSet(pipeline.stores, run, LISTING).each(lambda store: scan(store, pipeline.name))
-            found = {number: result for number, result in scans.items() if not isinstance(result, PgsnapError)}
-            failures = {number: result for number, result in scans.items() if isinstance(result, PgsnapError)}
-            errors += [str(error) for error in failures.values() if not isinstance(error, Denied)]
-            catalog = Catalog(pipeline=pipeline.name, stores=pipeline.stores, scans=found, failures=failures)
-            for number in found:
+            found = StoreSet(pipeline.stores, run, LISTING).each(lambda store: scan(store, pipeline.name))
+            catalog = Catalog.of(pipeline.name, pipeline.stores, found)
+            errors += [str(error) for error in catalog.failures.values() if not isinstance(error, Denied)]
+            for number in catalog.scans:
                 owed = owed_to(pipeline, catalog, number)
                 if owed:
                     report = copy_missing(pipeline, catalog, {number: owed}, run)

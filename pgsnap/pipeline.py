@@ -94,7 +94,8 @@ class Pipeline:
         stall_timeout: Seconds a store may take nothing while its buffer is full, or give nothing more of what is read from it,
             before it is dropped.
         finish_timeout: Seconds a store has to complete an object after its last byte.
-        answer_timeout: Seconds a store may take to answer: a small file, a deletion, the next entries of a listing.
+        answer_timeout: Seconds a store may take to answer: a small file, a deletion, the next entries of a listing. One that
+            gives no answer holds a dump up for so long, and is dropped.
         buffer: Bytes held for each store.
         catch_up_timeout: Seconds that a run may copy, after its commit, to stores that lack backups; 0: not at all.
         notify_timeout: Seconds that all messages of one run may take together.

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgsnap.catalog import Backup, Catalog, Proof
-from pgsnap.errors import IntegrityError, PgsnapError
+from pgsnap.catalog import LOOKS, Backup, Catalog, Proof, load_manifest
+from pgsnap.errors import Denied, IntegrityError, PgsnapError
 from pgsnap.manifest import ACK, HELD, PRUNED, RUNNING
 from pgsnap.retention import SKEW, Coverage, coverage
+from pgsnap.run import Run
+from pgsnap.store_set import StoreSet
 from pgsnap.types import Finding, format_duration
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ def status(pipeline: Pipeline, *, max_age: float | None = None, now: datetime | 
             found = _store(pipeline, catalog, number, now)
         stores.append(found)
         findings += _findings(found, max_age)
+    findings += _unread(pipeline, catalog)  # first, since it waits for all at once
     suspicion = catalog.suspicion(pipeline.guard)
     suspect = (*catalog.unjudged, *((suspicion,) if suspicion else ()))
     findings += [Finding("error", pipeline.name, f"pruning is frozen: {text}.") for text in suspect]
@@ -162,6 +165,24 @@ def _findings(store: StoreStatus, max_age: float | None) -> Iterable[Finding]:
             yield Finding("info", store.label, f"{rule}: {found.have} of the last {found.want} have a backup.")
 
 
+def _unread(pipeline: Pipeline, catalog: Catalog) -> Iterable[Finding]:
+    """Yield a finding for each store that can be listed and whose newest manifest cannot be read; all are tried at once.
+
+    That a key may only list is no fault of the store.
+    """
+    newest: dict[str, str] = {}
+    for number, scan in catalog.scans.items():
+        if ids := [stored.id for stored in scan.values() if stored.committed]:
+            newest[pipeline.stores[number].label] = ids[-1]
+    numbers = [number for number in catalog.scans if pipeline.stores[number].label in newest]
+    looks = StoreSet(pipeline.stores, Run(pipeline.name), LOOKS)
+    for number, error in looks.each(lambda store: load_manifest([store], pipeline.name, newest[store.label]), numbers).items():
+        if isinstance(error, PgsnapError):
+            label = pipeline.stores[number].label
+            text = f"the manifest of {newest[label]}, its newest backup, cannot be read: {error}"
+            yield Finding("info" if isinstance(error, Denied) else "error" if error.exit_code == 4 else "warning", label, text)
+
+
 def _differing(catalog: Catalog) -> list[str]:
     """Return a sentence for each backup of which two stores hold different objects; of the newest, other manifests."""
     texts = []
@@ -174,7 +195,7 @@ def _differing(catalog: Catalog) -> list[str]:
         except IntegrityError as error:
             texts.append(str(error))
         except PgsnapError:
-            pass  # unreadable is not differing; verify tells more
+            pass  # unreadable is not differing, and told above
     return texts
 
 

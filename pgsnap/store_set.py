@@ -1,7 +1,7 @@
 """The stores of one run: written to together, dropped one by one, never able to stop each other.
 
-Everything that goes to the stores goes through here, small files too, and is bounded in time by ``fan_out``: a store that
-hangs is dropped and its thread left behind.
+Everything that goes to the stores goes through here and is bounded in time: a store that hangs is dropped and its thread left
+behind. A stream is bounded by ``fan_out``; a small file or a listing, of which less can be expected, by ``BoundedStore``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from pgsnap.bounded import BoundedStore, Limits
 from pgsnap.components import Store
-from pgsnap.errors import PgsnapError, StoreError, UpstreamError
+from pgsnap.errors import PgsnapError, StoreError
 from pgsnap.manifest import MANIFEST, ObjectRecord
 from pgsnap.run import Run
-from pgsnap.streams import BLOCK, Chunks, Outcome, Stream, Tap, drain, fan_out
+from pgsnap.streams import BLOCK, Chunks, Outcome, Stalled, Stream, Tap, drain, fan_out
 
 __all__ = ["StoreSet"]
 
@@ -26,12 +26,13 @@ QUIET = Limits(stall=30, finish=30, grace=5)
 
 
 class StoreSet:
-    """The stores of one run, by position: ``failures`` holds why each lost one was dropped."""
+    """The stores of one run, by position: ``failures`` holds why each lost one was dropped, ``touched`` to which of them anything
+    was written, or begun to be."""
 
     def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
-        # Its own bounds do: a stream would pass two queues.
-        self.stores = tuple(store.store if isinstance(store, BoundedStore) else store for store in stores)
+        self.stores = tuple(BoundedStore.of(store, limits) for store in stores)
         self.failures: dict[int, PgsnapError] = {}
+        self.touched: set[int] = set()
         self._run = run
         self._limits = limits
         self._writing: set[tuple[int, str]] = set()
@@ -50,13 +51,8 @@ class StoreSet:
         """Count a store as failed from now on. The first reason stays."""
         if number in self.failures:
             return
-        store = self.stores[number]
-        if not isinstance(error, PgsnapError):
-            error = StoreError(f"{store.label}: {type(error).__name__}: {error}", store.label)
-        elif store.label not in str(error):
-            error = StoreError(f"{store.label}: {error}", store.label)
-        self.failures[number] = error
-        self._run.log.warning("a store has dropped out: %s", error)
+        self.failures[number] = self._named(number, error)
+        self._run.log.warning("a store has dropped out: %s", self.failures[number])
 
     def require(self) -> None:
         """Raise StoreError if no store is left."""
@@ -64,7 +60,7 @@ class StoreSet:
             raise StoreError("no store is left. " + " ".join(str(error) for error in self.failures.values()))
 
     def write(self, key: str, chunks: Chunks, *, name: str, expected: int | None = None, block: int = BLOCK) -> ObjectRecord:
-        """Write one object to every store that is left, at once; drop those that fail.
+        """Write one object to every store that is left, at once; drop those that fail. A tuple is a small file, all of it there.
 
         Args:
             key: The full key.
@@ -76,14 +72,19 @@ class StoreSet:
         """
         tap = Tap(block)
         numbers = self.alive
+        small = isinstance(chunks, tuple)
+        self.touched.update(numbers)
 
         def consumer(number: int) -> Callable[[Stream], int]:
             store = self.stores[number]
 
             def consume(stream: Stream) -> int:
+                counted = self._counted(stream, store.label, expected)
                 self._writing.add((number, key))
                 try:
-                    return store.write(key, self._counted(stream, store.label, expected), expected=expected)
+                    if small:
+                        return store.write(key, tuple(counted), expected=expected)
+                    return store.store.write(key, counted, expected=expected)  # by its own bounds it would pass two queues
                 finally:
                     self._writing.discard((number, key))
 
@@ -124,7 +125,8 @@ class StoreSet:
         return left
 
     def each(self, work: Callable[[Store], R], numbers: Sequence[int] | None = None) -> dict[int, R | PgsnapError]:
-        """Do ``work`` at once in all stores left (or those given), in bounded time; return what came of it by position."""
+        """Do ``work`` at once in all stores left (or those given), in bounded time; return what came of it by position, in order.
+        An error names its store."""
         chosen = self.alive if numbers is None else list(numbers)
 
         def consumer(number: int) -> Callable[[Stream], R]:
@@ -140,12 +142,16 @@ class StoreSet:
             error = outcome.error
             if error is None:
                 results[number] = outcome.value  # type: ignore[assignment]
-            elif isinstance(error, PgsnapError) and not isinstance(error, UpstreamError):
-                results[number] = error
             else:
-                label = self.stores[number].label
-                results[number] = StoreError(f"{label}: {type(error).__name__}: {error}", label)
+                results[number] = error if isinstance(error, StoreError) else self._named(number, error)
         return results
+
+    def _named(self, number: int, error: BaseException) -> PgsnapError:
+        """Return an error that names the store: the given one, if it does."""
+        label = self.stores[number].label
+        if not isinstance(error, PgsnapError):
+            return StoreError(f"{label}: {type(error).__name__}: {error}", label)
+        return error if label in str(error) else StoreError(f"{label}: {error}", label, transient=isinstance(error, Stalled))
 
     def _fan_out(self, chunks: Chunks, consumers: Sequence[Callable[[Stream], R]]) -> list[Outcome[R]]:
         limits = self._limits

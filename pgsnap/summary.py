@@ -83,8 +83,7 @@ def summarize(pipeline: Pipeline, *, when: datetime | None = None) -> Summary:
     when = when or now()
     since = when - timedelta(days={"daily": 1, "monthly": 31}.get(pipeline.summary, 7))
     scans = _looks(pipeline).each(lambda store: scan(store, pipeline.name))
-    readable = {number: found for number, found in scans.items() if not isinstance(found, PgsnapError)}
-    catalog = Catalog(pipeline=pipeline.name, stores=pipeline.stores, scans=readable, failures={})
+    catalog = Catalog.of(pipeline.name, pipeline.stores, scans)
     stores = []
     sizes: dict[str, int] = {}
     for number, store in enumerate(pipeline.stores):

@@ -26,6 +26,8 @@ import pytest
 
 from pgsnap import Entry, Finding, FsspecStore, Keep, LocalStore, Pipeline, Run, Store, StoreError
 from pgsnap.bounded import BoundedStore, Limits
+from pgsnap.errors import Denied
+from pgsnap.store_set import StoreSet
 from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.testing import StoreConformance
 
@@ -33,23 +35,29 @@ Make = Callable[..., Pipeline]
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 SHORT = 1.0
 """Seconds that a store is given here. All that does answer does so in milliseconds."""
+SLACK = 10.0
+"""Seconds that a busy machine may add, where less than that must be told from the 30 and more that a store was once given."""
 LONG = 60.0
 """Seconds that no test comes near, unless something waits for ever."""
 
 
 @attrs.frozen(kw_only=True)
 class Hanging(LocalStore):
-    """A local store that blocks in one method until the gate is opened; in ``read`` after so many bytes of some keys."""
+    """A local store that blocks in one method until the gate is opened, and then fails with the error, if one is given; in
+    ``read`` after so many bytes of some keys."""
 
     fsync: bool = False
     where: str = ""
     gate: threading.Event = attrs.field(factory=threading.Event, eq=False)
     after: int = 0
     ending: str = ""
+    error: str = ""
 
     def _block(self, method: str) -> None:
         if method == self.where:
             self.gate.wait()
+            if self.error:
+                raise StoreError(f"{self.label}: {self.error}", self.label)
 
     def write(self, key: str, chunks: Chunks, *, expected: int | None = None) -> int:
         self._block("write")
@@ -127,7 +135,7 @@ OPERATIONS: dict[str, Callable[[Pipeline], Any]] = {
 }
 HANGS = {
     "entries": ["backups", "status", "verify", "repair", "restore", "copy", "prune", "acknowledge", "delete", "examine"],
-    "read": ["verify", "repair", "restore", "prune", "examine"],
+    "read": ["status", "verify", "repair", "restore", "prune", "examine"],
     "write": ["copy", "prune", "acknowledge", "hold", "delete", "examine"],
     "delete": ["prune", "release", "examine"],
     "sweep": ["prune"],
@@ -187,6 +195,94 @@ def test_the_catch_up_of_a_backup_ends(make: Make, tmp_path: Path, gate: threadi
     report = make(stores=[stuck, str(tmp_path / "b")], stall_timeout=SHORT, auto_prune=False).backup()
     assert 2 == len(report.kept_in)
     assert any(f"{tmp_path}/a: cannot read" in text for text in report.catch_up_errors)
+
+
+# --- before the dump -----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Asked(Hanging):
+    """Counts the calls that reach it; ``denied`` refuses to be listed, as to a key that may only write."""
+
+    denied: bool = False
+    calls: list[str] = attrs.field(factory=list, eq=False)
+
+    def _block(self, method: str) -> None:
+        self.calls.append(method)
+        if self.denied and method == "entries":
+            raise Denied(f"{self.label}: this key may not list.", self.label)
+        Hanging._block(self, method)
+
+
+@pytest.mark.parametrize("where", ["entries", "write"])
+def test_the_dump_waits_for_one_answer_and_no_more(
+    make: Make, toy: Any, tmp_path: Path, gate: threading.Event, where: str
+) -> None:
+    """A store that answers nothing is dropped after one ``answer_timeout``, however long a stream may take, and asked no more."""
+    dumper = toy()
+    stuck = Asked(url=str(tmp_path / "a"), where=where, gate=gate)
+    pipeline = make(dump=dumper, stores=[stuck, str(tmp_path / "b")], answer_timeout=SHORT, summary="daily")
+    began = time.monotonic()
+    report = pipeline.backup()
+    assert time.monotonic() - began < SHORT + SLACK
+    assert (3, (str(tmp_path / "b"),)) == (report.exit_code, report.kept_in)
+    assert re.search(rf"{tmp_path}/a: cannot (list|write) [^;]*: it gave no answer for 1 s; see", report.stores[0].error)
+    assert ["entries", *(["write"] if where == "write" else [])] == stuck.calls
+
+
+def test_with_no_answer_from_any_store_nothing_is_dumped(make: Make, toy: Any, tmp_path: Path, gate: threading.Event) -> None:
+    """All are asked at once and waited for together; the run ends with 1 before the database is touched."""
+    dumper = toy()
+    stores = [Hanging(url=str(tmp_path / name), where="entries", gate=gate) for name in ("a", "b", "c")]
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=r"no store is left. .*/a: cannot list .*/b: cannot list .*/c: cannot list ") as caught:
+        make(dump=dumper, stores=stores, answer_timeout=SHORT).backup()
+    assert time.monotonic() - began < SHORT + SLACK
+    assert ([], 1) == (dumper.entered, caught.value.exit_code)
+
+
+def test_a_store_that_may_only_be_written_stays(make: Make, tmp_path: Path, gate: threading.Event) -> None:
+    """That listing is refused is an answer."""
+    store = Asked(url=str(tmp_path / "a"), denied=True, gate=gate)
+    report = make(stores=[store, str(tmp_path / "b")], auto_prune=False).backup()
+    assert [True, True] == [result.ok for result in report.stores]
+
+
+def test_a_store_that_fails_at_once_is_dropped_by_its_own_error(make: Make, faulty: Any, tmp_path: Path) -> None:
+    """It holds nobody up, and nothing is said of files there that were never begun."""
+    report = make(stores=[faulty(url=str(tmp_path / "a"), offline=True), str(tmp_path / "b")]).backup()
+    assert f"{tmp_path}/a: it is offline." == report.stores[0].error
+    assert not (tmp_path / "a").exists()
+
+
+def test_stores_are_listed_at_once_and_in_order(make: Make, tmp_path: Path) -> None:
+    """Each answers when all were asked, so that several which give no answer cost the time of one."""
+    together: Any = threading.Barrier(4)
+    stores = [Hanging(url=str(tmp_path / name), where="entries", gate=together) for name in ("a", "b", "c")]
+    stores.append(Hanging(url=str(tmp_path / "d"), where="entries", gate=together, error="it is offline."))
+    catalog = make(stores=stores, answer_timeout=SLACK).backups()
+    assert [0, 1, 2] == list(catalog.scans)
+    assert {3: f"{tmp_path}/d: it is offline."} == {number: str(error) for number, error in catalog.failures.items()}
+
+
+def test_what_each_store_does_is_told_with_its_name(tmp_path: Path, gate: threading.Event) -> None:
+    """Also where the limit of the run ends it, and not one of the store's own."""
+    stores = [Hanging(url=str(tmp_path / name), where="entries", gate=gate) for name in ("a", "b")]
+    limits = Limits(finish=0.2, grace=0.1)
+    results = StoreSet(stores, Run("shop"), limits).each(lambda store: list(store.entries("shop/")))
+    text = "did not finish within 0.2 s after the last byte."
+    assert [f"{store.label}: {text}" for store in stores] == [str(results[0]), str(results[1])]
+    assert all(isinstance(error, StoreError) and error.transient for error in results.values())
+
+
+def test_status_names_a_store_that_lists_and_cannot_be_read(hanging: Callable[..., Pipeline], tmp_path: Path) -> None:
+    """Its backups may be there and are of no use; that only shows when one is read."""
+    found = hanging("read").status()
+    (text,) = [text for text in told(found.findings) if "cannot be read" in text]
+    assert text.startswith(f"warning {tmp_path}/a: the manifest of 20261121T080000Z-")
+    assert "its newest backup, cannot be read: " in text
+    assert "it gave no answer for 1 s" in text
+    assert 3 == found.exit_code
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -315,7 +411,7 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["list"], 3), (["status"], 3), (["restore", "--to", "out"], 0), (["prune"], 3), (["doctor"], 1)],
+    [(["list"], 3), (["status"], 3), (["restore", "--to", "out"], 0), (["prune"], 3), (["doctor"], 1), (["backup"], 3)],
 )
 def test_a_mount_whose_server_is_gone(box: Box, arguments: list[str], code: int) -> None:
     """A real one: a FUSE file system, in a mount namespace of its own, whose server never answers the kernel."""

@@ -3,12 +3,12 @@
     pgsnap      S3(...).write and .read, as a backup uses them
     s3fs        open(..., "wb") and "rb", with parts (blocks) of the same size
     rclone      rclone rcat, its chunk size and concurrency set to the same
-    aws         aws s3 cp -, where the awscli package is installed
+    aws         aws s3 cp -, by the awscli package, which nox puts into the folder PGSNAP_BENCH_AWSCLI
 
 The server is ``rclone serve s3`` out of a wheel. It works harder than any of its clients (some 1.3 CPU seconds for 200 MB), so
 on a small machine it is the limit; a second round goes against a server that only counts. The delay is made by a proxy that holds
 the head of each request back and lets the kernel pass the rest on. Each program runs in a process of its own, whose peak memory
-is printed. Rounds are interleaved, and medians printed.
+is printed. Rounds are interleaved, and medians printed. The start of a program counts for rclone and aws, not for the others.
 
     python tests/benchmarks/bench_s3.py --size 200MB --part 5MiB --in-flight 16 --rounds 3
 """
@@ -117,9 +117,10 @@ def programs(url: str, args: argparse.Namespace) -> dict[str, tuple[list[str], d
         remote = f":s3,provider=Other,endpoint='{url}',access_key_id={KEY},secret_access_key={SECRET},force_path_style=true"
         remote += f",chunk_size={args.part}B,upload_concurrency={args.in_flight},upload_cutoff=0:{BUCKET}/x/rclone"
         found["rclone rcat"] = ([rclone, "rcat", "--config", "/dev/null", remote], {})
-    if aws := find("aws"):
-        env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-        found["aws s3 cp -"] = ([aws, "--endpoint-url", url, "s3", "cp", "-", f"s3://{BUCKET}/x/aws"], env)
+    if awscli := os.environ.get("PGSNAP_BENCH_AWSCLI"):
+        env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1", "PYTHONPATH": awscli}
+        aws = [sys.executable, "-m", "awscli"]
+        found["aws s3 cp -"] = ([*aws, "--endpoint-url", url, "s3", "cp", "-", f"s3://{BUCKET}/x/aws"], env)
     return found
 
 

@@ -43,7 +43,7 @@ def test_a_failing_store_drops_out_and_catches_up_by_copy(desk: Any, big_url: st
     desk.configure(stores=("one", str(blocked / "two")), dump=f'bindir = "{programs}"')
     done = desk.run("backup", DATABASE_URL=big_url)
     assert 3 == done.returncode, done.stderr
-    assert f"{blocked}/two: cannot write" in done.stderr
+    assert f"a store has dropped out: {blocked}/two: " in done.stderr
     assert 1 == len(desk.committed("one"))
     listed = desk.run("list")
     assert 3 == listed.returncode

@@ -56,13 +56,17 @@ def unencrypted_secrets(connection: Connection) -> str:
 
 
 def estimate_rows(connection: Connection, tables: Collection[Table]) -> int | None:
-    """Return how many rows the tables had at their last VACUUM or ANALYZE, or None if one of them has seen neither.
+    """Return how many rows the tables had at their last VACUUM or ANALYZE, or None if one of them has seen neither, or if by the
+    server's counters they have more than twice as many by now, as after a reload.
 
-    It is what the planner believes (``pg_class.reltuples``, -1: never looked), and costs no reading of the tables.
+    It is what the planner believes (``pg_class.reltuples``, -1: never looked), and costs no reading of the tables. The counters
+    alone would not do: they are lost in a crash, and what a session has loaded before its own ANALYZE they may count twice.
     """
     oids = [table.oid for table in tables if table.kind == "r"]
     query = (
-        "SELECT CASE WHEN bool_and(reltuples >= 0) THEN sum(reltuples)::bigint END FROM pg_catalog.pg_class WHERE oid = ANY(%s)"
+        "SELECT CASE WHEN bool_and(reltuples >= 0) "
+        "AND sum(greatest(reltuples, pg_catalog.pg_stat_get_live_tuples(oid))) <= 2 * sum(reltuples) "
+        "THEN sum(reltuples)::bigint END FROM pg_catalog.pg_class WHERE oid = ANY(%s)"
     )
     row = connection.execute(query.encode(), [oids]).fetchone()
     return None if row is None else row[0]

@@ -34,11 +34,11 @@ ROOM = 1 << 20
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return record.msg != "socket.send() raised exception."
+    return record.msg != "socket.send() raised exception." or record.threadName != "fsspecIO"
 
 
 # asyncssh sends on, packet by packet, until it is told that the connection is gone, and asyncio writes each to the terminal. What
-# broke is told by the operation, once.
+# broke is told by the operation, once. Loops other than the one of fsspec's thread, on which ours runs, are not silenced.
 logging.getLogger("asyncio").addFilter(_is_news)
 
 
