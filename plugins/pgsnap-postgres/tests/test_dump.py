@@ -372,6 +372,16 @@ def test_a_pg_dump_killed_while_it_waits_leaves_no_session_that_blocks_others(se
     check_nothing_is_left(big, run)
 
 
+def test_the_next_run_never_finds_the_one_before_busy(server: Server, shop_db: str) -> None:
+    """When the context is left the lock is let go by the server, and not only asked to be by a connection that closes."""
+    with psycopg.connect(shop_db, autocommit=True) as looking:
+        for _ in range(10):
+            with PgDump(url=shop_db).dump(ListeningRun()) as dump:
+                read_all(dump)
+            held = looking.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database IS NOT NULL").fetchall()
+            assert [] == held
+
+
 def test_two_runs_of_one_pipeline_exclude_each_other(server: Server, big: str) -> None:
     """The second names the first, by its host and backup id; another pipeline may go at the same time."""
     with PgDump(url=big).dump(ListeningRun("shop")):

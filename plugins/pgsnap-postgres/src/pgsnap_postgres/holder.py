@@ -148,6 +148,9 @@ def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run:
             raise DumpError(f"{target.describe()} refused to hold a snapshot: {scrubbed(str(error), target)}.") from None
         with watch(held.tick, LOOK_EVERY, name="holder"):
             yield held
+        # Of a connection that is only closed the server lets go a moment later, and the next run would be told that it is busy.
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
 
 
 def _one(connection: Connection, query: str) -> Any:
