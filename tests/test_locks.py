@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Denied, Keep, LocalStore, NotFound, Pipeline, StoreError
-from pgsnap import locks
+from pgsnap import Denied, Keep, LocalStore, NotFound, Pipeline, StoreError, locks
 from pgsnap.streams import Chunks
 from pgsnap.testing import StoreConformance
 

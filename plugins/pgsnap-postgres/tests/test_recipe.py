@@ -125,7 +125,7 @@ def test_names_that_a_shell_would_run_are_left_out() -> None:
 
 @pytest.mark.parametrize("user", ["postgres", "my-admin", None], ids=["plain", "quoted", "unset"])
 def test_who_restores_keeps_the_password(tmp_path: Path, user: str | None) -> None:
-    """The line that would change it is left out, of that role alone; without PGUSER the client programs take the system's name."""
+    """The line that would change it is left out, of that role alone; without PGUSER it is the system's user."""
     system = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
     me = user or system
     quoted = f'"{me}"' if "-" in me else me
