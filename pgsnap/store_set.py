@@ -26,12 +26,13 @@ QUIET = Limits(stall=30, finish=30, grace=5)
 
 
 class StoreSet:
-    """The stores of one run, by position: ``failures`` holds why each lost one was dropped."""
+    """The stores of one run, by position: ``failures`` has why each lost one was dropped, ``wrote`` those that took anything."""
 
     def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
         # Its own bounds do: a stream would pass two queues.
         self.stores = tuple(store.store if isinstance(store, BoundedStore) else store for store in stores)
         self.failures: dict[int, PgsnapError] = {}
+        self.wrote: set[int] = set()
         self._run = run
         self._limits = limits
         self._writing: set[tuple[int, str]] = set()
@@ -95,6 +96,8 @@ class StoreSet:
                 self.drop(number, outcome.error)
             elif outcome.value != tap.size:
                 self.drop(number, StoreError(f"it says it stored {outcome.value} of {tap.size} bytes of {key}."))
+            else:
+                self.wrote.add(number)
         self.require()
         return ObjectRecord(key=name, size=tap.size, sha256=tap.sha256, blocks=tap.blocks)
 
