@@ -336,9 +336,10 @@ class _Backup:
             return
         for number, why in self.stores.remove(list(self.written), numbers).items():
             label = self.stores.stores[number].label
-            self.run.log.warning(
-                "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why
-            )
+            if number in self.stores.wrote:
+                self.run.log.warning(
+                    "%s: what was written of %s could not be removed and does not count: %s", label, self.run.id, why
+                )
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -370,7 +371,7 @@ class _Backup:
         """Tell that there is no backup, with everything that was logged. Also where a signal ended the run, in less time."""
         cause = str(error) if isinstance(error, PgsnapError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         log = self.run.log
-        log.error("no backup was made: %s", cause)
+        log.error("no backup was made: %s", cause, extra={"raised": True})
         if isinstance(error, ProcessError) and error.argv:
             log.error("the command was: %s", " ".join(error.argv))
             for line in error.stderr.splitlines():

@@ -8,7 +8,7 @@ whole one again. So an object is touched twice in a period, and not every night.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from pgsnap.catalog import StoredBackup
@@ -29,41 +29,53 @@ def extend_locks(
 ) -> tuple[list[str], dict[str, str]]:
     """Extend the locks of committed backups that end too soon; return the ids, and what was refused (keys, with the reason).
 
-    A ``dry_run`` only looks. Nothing is raised for what the store answers: a prune goes on, and tells it.
+    A ``dry_run`` only looks. Nothing is raised for what the store answers: a prune goes on, and tells it. One that cannot be
+    reached is asked no more.
     """
     period = store.lock_period
     if period is None:
         return [], {}
     extended: list[str] = []
     refused: dict[str, str] = {}
+    silent = ""  # what a store said that cannot be reached: each further question would be repeated in vain, for a while
+
+    def failed(key: str, error: StoreError) -> None:
+        nonlocal silent
+        refused[key] = str(error)
+        silent = silent or (str(error) if error.transient else "")
 
     def left(stored: StoredBackup) -> tuple[StoredBackup, bool]:
         run.check()
         key = f"{folder(pipeline, stored.id)}{MANIFEST}"
+        if silent:
+            refused[key] = silent
+            return stored, False
         try:
             end = store.locked_until(key)
         except StoreError as error:
-            refused[key] = str(error)
+            failed(key, error)
             return stored, False
         return stored, end is None or end - now < period / 2
 
     due = [stored for stored, soon in in_flight(left, backups, AT_ONCE) if soon]
     for stored in due:
         run.check()
-        if dry_run or not (problems := _extend(store, folder(pipeline, stored.id), stored, now + period)):
-            extended.append(stored.id)
-        else:
-            refused.update(problems)
+        prefix = folder(pipeline, stored.id)
+        try:
+            if silent:
+                refused[f"{prefix}{MANIFEST}"] = silent
+            elif dry_run or not (problems := _extend(store, prefix, stored, now + period)):
+                extended.append(stored.id)
+            else:
+                refused.update(problems)
+        except StoreError as error:
+            failed(f"{prefix}{MANIFEST}", error)
     if extended and not dry_run:
         run.log.info("%s: the locks of %d backups were extended to %s", store.label, len(extended), f"{now + period:%Y-%m-%d}")
     return extended, refused
 
 
-def _extend(store: Store, prefix: str, stored: StoredBackup, until: datetime) -> dict[str, str]:
+def _extend(store: Store, prefix: str, stored: StoredBackup, until: datetime) -> Mapping[str, str]:
     """Lock the manifest only if all else is locked: the next prune looks at nothing but the manifest."""
-    manifest = f"{prefix}{MANIFEST}"
-    try:
-        refused = store.extend_lock([f"{prefix}{name}" for name in sorted(stored.entries) if name != MANIFEST], until)
-        return dict(refused or store.extend_lock([manifest], until))
-    except StoreError as error:
-        return {manifest: str(error)}
+    refused = store.extend_lock([f"{prefix}{name}" for name in sorted(stored.entries) if name != MANIFEST], until)
+    return refused or store.extend_lock([f"{prefix}{MANIFEST}"], until)

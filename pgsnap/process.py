@@ -451,8 +451,8 @@ def step_back() -> Iterator[None]:
     """
     batch = getattr(os, "SCHED_BATCH", None)
     before = None
-    if batch is not None and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if batch is not None and os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, batch, os.sched_param(0))
             before = os.SCHED_OTHER
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -44,12 +45,15 @@ class Patience:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Nobody wants the results any more: start no further attempt."""
+        """Nobody wants the results any more: start no further attempt, and no further request."""
         self._cancelled.set()
 
     def __call__(self, request: Callable[[], R]) -> R:
-        """Return what ``request`` returns; raise what its last attempt raised."""
+        """Return what ``request`` returns; raise what its last attempt raised, or CancelledError before the first."""
         import tenacity
+
+        if self._cancelled.is_set():
+            raise CancelledError("nobody wants the result any more")
 
         def attempt() -> R:
             try:

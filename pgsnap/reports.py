@@ -227,7 +227,7 @@ class VerifyReport:
     """A verification of one backup: for each store that holds it, what is wrong (nothing: it is whole).
 
     ``decoded`` says that the plain bytes were checked as well; ``size`` is bytes read; ``repaired`` has, for each store, the keys
-    that were replaced by what another store had.
+    that were replaced by what another store had; ``unread`` are the stores whose copy could not be looked at: that is no damage.
     """
 
     pipeline: str
@@ -236,7 +236,18 @@ class VerifyReport:
     decoded: bool
     size: int
     repaired: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    unread: tuple[str, ...] = ()
     notify_errors: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> list[str]:
+        """The stores whose copy is whole."""
+        return [label for label, problems in self.problems.items() if not problems]
+
+    @property
+    def damaged(self) -> list[str]:
+        """The stores whose copy is not whole, as far as it could be looked at."""
+        return [label for label, problems in self.problems.items() if problems and label not in self.unread]
 
     @property
     def ok(self) -> bool:

@@ -26,13 +26,17 @@ QUIET = Limits(stall=30, finish=30, grace=5)
 
 
 class StoreSet:
-    """The stores of one run, by position: ``failures`` holds why each lost one was dropped, ``touched`` to which of them anything
-    was written, or begun to be."""
+    """The stores of one run, by position.
+
+    ``failures`` holds why each lost one was dropped, ``touched`` those to which anything was written or begun to be, ``wrote``
+    those that took any of it.
+    """
 
     def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
         self.stores = tuple(BoundedStore.of(store, limits) for store in stores)
         self.failures: dict[int, PgsnapError] = {}
         self.touched: set[int] = set()
+        self.wrote: set[int] = set()
         self._run = run
         self._limits = limits
         self._writing: set[tuple[int, str]] = set()
@@ -96,6 +100,8 @@ class StoreSet:
                 self.drop(number, outcome.error)
             elif outcome.value != tap.size:
                 self.drop(number, StoreError(f"it says it stored {outcome.value} of {tap.size} bytes of {key}."))
+            else:
+                self.wrote.add(number)
         self.require()
         return ObjectRecord(key=name, size=tap.size, sha256=tap.sha256, blocks=tap.blocks)
 

@@ -56,6 +56,7 @@ def verify(
     problems: dict[str, tuple[str, ...]] = {
         pipeline.stores[number].label: (str(error),) for number, error in catalog.failures.items()
     }
+    unread = list(problems)
     found = catalog.find(backup)
     run.id = found.id
     read = 0
@@ -65,6 +66,8 @@ def verify(
             seen, undecoded, size = _verify_in(store, pipeline, found, decode, run)
             read += size
             problems[store.label] = (*map(str, seen), *undecoded)
+            if seen and all(map(_says_nothing, seen)):
+                unread.append(store.label)
             if record and not undecoded and not any(map(_says_nothing, seen)):  # a wrong key is no damage
                 _record(store, pipeline.name, found.stores[number], ok=not seen, run=run)
         try:
@@ -73,7 +76,7 @@ def verify(
             problems = {label: (*seen, str(error)) for label, seen in problems.items()}
         except PgsnapError:
             pass  # told above, for each store
-    report = VerifyReport(pipeline=pipeline.name, id=found.id, problems=problems, decoded=decode, size=read)
+    report = VerifyReport(pipeline=pipeline.name, id=found.id, problems=problems, decoded=decode, size=read, unread=tuple(unread))
     return announced(pipeline, report) if notify else report
 
 
@@ -84,7 +87,7 @@ def announced(pipeline: Pipeline, report: VerifyReport) -> VerifyReport:
 
 def _event(report: VerifyReport) -> Verified:
     stores = tuple(StoreOutcome(label=label, error=" ".join(problems)) for label, problems in report.problems.items())
-    whole = [store.label for store in stores if not store.error]
+    whole = report.whole
     next_step = ""
     if report.ok:
         text = f"{report.pipeline}: {report.id} is whole in {', '.join(whole)}."
@@ -94,7 +97,9 @@ def _event(report: VerifyReport) -> Verified:
         damaged = ", ".join(store.label for store in stores if store.error)
         text = f"{report.pipeline}: {report.id} is damaged or cannot be read in {damaged}."
         next_step = (
-            f"It is whole in {', '.join(whole)}: run 'pgsnap verify {report.pipeline} --backup {report.id} --repair'."
+            f"It is whole in {', '.join(whole)}; of the others nothing is known: run 'pgsnap doctor {report.pipeline}'."
+            if whole and not report.damaged
+            else f"It is whole in {', '.join(whole)}: run 'pgsnap verify {report.pipeline} --backup {report.id} --repair'."
             if whole
             else f"No store has a whole copy: take a backup now (pgsnap backup {report.pipeline}) and verify the older ones "
             f"(pgsnap verify {report.pipeline} --all)."

@@ -143,6 +143,23 @@ def test_a_store_that_fails_drops_out(make: Make, faulty: Any, tmp_path: Path, k
     assert "Missing: " in remember.events[1].text
 
 
+@pytest.mark.parametrize("took", [True, False])
+def test_remains_are_told_of_a_store_that_took_something(make: Make, faulty: Any, tmp_path: Path, took: bool) -> None:
+    """Where nothing could be written from the beginning on, that is told once, and not that nothing could be removed either."""
+
+    class Keeping(faulty):  # type: ignore[misc]
+        def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
+            raise StoreError(f"{self.label}: it lets nothing go.", self.label)
+
+    bad = Keeping(url=str(tmp_path / "b"), fail_write="shop.dump" if took else "", after=0)
+    remember = Remember()
+    pipeline = make(stores=[str(tmp_path / "a"), bad], notifiers=[remember], catch_up_timeout=0, auto_prune=False)
+    assert 3 == pipeline.backup().exit_code
+    log = remember.events[-1].log
+    assert 1 == log.count("a store has dropped out")
+    assert took is ("could not be removed and does not count" in log)
+
+
 @pytest.mark.parametrize("how", ["lose", "short"])
 @pytest.mark.parametrize("key", ["shop.dump", "RECOVER.txt"])
 def test_a_store_that_lies_gets_no_manifest(make: Make, faulty: Any, tmp_path: Path, how: str, key: str) -> None:

@@ -184,6 +184,7 @@ def test_a_hang_is_no_damage(hanging: Callable[..., Pipeline], tmp_path: Path) -
     pipeline = hanging("read")
     report = pipeline.verify("20261121")
     assert 4 == report.exit_code
+    assert ((f"{tmp_path}/a",), [], [f"{tmp_path}/b"]) == (report.unread, report.damaged, report.whole)
     assert [] == list((tmp_path / "a").rglob("verify-*"))
     assert 1 == len(list((tmp_path / "b").rglob("verify-*-ok.json")))
 

@@ -217,7 +217,8 @@ def test_a_pipeline_that_fails_does_not_stop_the_next(toys: Toys) -> None:
     """The exit code is the worst of all, wherever it stands."""
     toys.configure(one="", two="fails = true", three="")
     done = toys.run("backup", code=1)
-    assert "error: the toy broke; mend it." in done.stderr
+    assert "error: two: no backup was made: the toy broke; mend it." in done.stderr
+    assert 1 == done.stderr.count("the toy broke")
     assert [1, 0, 1] == [len(toys.ids(f"{name}-1")) for name in ("one", "two", "three")]
     assert [] == toys.desk.files("two-1")
     toys.run("backup", "three")
@@ -286,6 +287,15 @@ def test_show_with_a_store_offline(toys: Toys) -> None:
     done = toys.run("show", code=3)
     assert "shop-1" in done.stdout
     assert "shop-2" in done.stderr
+
+
+def test_verify_with_a_store_offline(toys: Toys) -> None:
+    """What could not be looked at is not called damaged, and no repair is offered that would do nothing."""
+    toys.run("backup")
+    toys.break_store("shop-2")
+    said = " ".join(toys.run("verify", code=4).stderr.split())
+    assert f"shop-1 has it whole; of {toys.folder}/shop-2 nothing is known: run: pgsnap doctor shop" in said
+    assert "--repair" not in said
 
 
 def test_a_pipeline_whose_stores_are_all_offline_does_not_hide_the_others(toys: Toys) -> None:
@@ -556,4 +566,4 @@ def test_an_error_on_a_terminal_clears_the_bars(toys: Toys, on_terminal: Any) ->
     assert 1 == code
     shown = screen(written)
     assert "━" not in "".join(shown)
-    assert "error: the toy broke; mend it." in shown
+    assert "error: shop: no backup was made: the toy broke; mend it." in shown

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Denied, Keep, LocalStore, NotFound, Pipeline
+from pgsnap import Denied, Keep, LocalStore, NotFound, Pipeline, StoreError, locks
 from pgsnap.streams import Chunks
 from pgsnap.testing import StoreConformance
 
@@ -23,7 +23,8 @@ PERIOD = 30 * DAY
 class LockingStore(LocalStore):
     """A local store that locks what it writes for 30 days, from the time in ``clock``, and counts what it is asked.
 
-    ``refuse`` is the end of keys that it does not lock; ``mute`` makes it refuse to tell of locks.
+    ``refuse`` is the end of keys that it does not lock; ``mute`` makes it refuse to tell of locks; ``gone`` names the calls that
+    it gives no answer to.
     """
 
     name: ClassVar[str] = "locking"
@@ -35,6 +36,7 @@ class LockingStore(LocalStore):
     extended: list[str] = attrs.field(factory=list)
     refuse: str = "\0"
     mute: bool = False
+    gone: tuple[str, ...] = ()
 
     @property
     def lock_period(self) -> timedelta:
@@ -47,6 +49,8 @@ class LockingStore(LocalStore):
 
     def locked_until(self, key: str) -> datetime | None:
         self.asked.append(key)
+        if "look" in self.gone:
+            raise StoreError(f"{self.label}: it cannot be reached.", self.label, transient=True)
         if self.mute:
             raise Denied(f"{self.label}: cannot lock {key}: it does not tell.", self.label)
         if key not in self.ends:
@@ -54,6 +58,9 @@ class LockingStore(LocalStore):
         return self.ends[key]
 
     def extend_lock(self, keys: Sequence[str], until: datetime) -> Mapping[str, str]:
+        if "lock" in self.gone:
+            self.asked.extend(keys)
+            raise StoreError(f"{self.label}: it cannot be reached.", self.label, transient=True)
         refused = {key: "it is not there" for key in keys if key not in self.ends}
         refused |= {key: "no" for key in keys if key.endswith(self.refuse)}
         for key in set(keys) - refused.keys():
@@ -175,6 +182,21 @@ def test_a_refusal_is_told_and_stops_nothing(filled: Any, spoil: dict[str, Any],
     assert not any(key.endswith(untouched) for key in store.extended)
     again = pipeline.prune(now=NOW)
     assert (0, (staying,)) == (again.exit_code, again.stores[0].extended)
+
+
+@pytest.mark.parametrize("call", ["look", "lock"])
+def test_a_store_that_cannot_be_reached_is_not_asked_again_and_again(filled: Any, call: str) -> None:
+    """Each question is repeated for a while before it fails: of thousands of backups a prune would not end for hours."""
+    pipeline, store = filled(*range(29, 15, -1), keep=None, catch_up_timeout=0)
+    gone = attrs.evolve(store, gone=(call,))
+    gone.asked.clear()
+    report = attrs.evolve(pipeline, stores=[gone]).prune(now=NOW)
+    asked = {key.split("/")[1] for key in gone.asked if call == "look" or not key.endswith("manifest.json")}
+    assert len(asked) <= (locks.AT_ONCE if call == "look" else 1)
+    assert {f"shop/{id}/manifest.json" for id in ids(pipeline)} == report.stores[0].unlocked.keys()
+    (problem,) = report.problems
+    assert "the locks of 14 objects could not be extended" in problem
+    assert "it cannot be reached" in problem
 
 
 def test_the_command_says_it() -> None:

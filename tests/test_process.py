@@ -674,13 +674,14 @@ def test_step_back_holds_for_its_threads_and_not_beyond() -> None:
     assert os.SCHED_OTHER == os.sched_getscheduler(0)
 
 
-def test_step_back_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that forbids the call costs nothing but the advantage."""
+@pytest.mark.parametrize("call", ["sched_getscheduler", "sched_setscheduler"])
+def test_step_back_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A container that forbids the calls costs nothing but the advantage."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    monkeypatch.setattr(os, call, refuse, raising=False)
     with step_back():
         done = True
     assert done

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 from hypothesis import given, settings
@@ -93,6 +94,26 @@ def test_nobody_waits_for_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> 
         patience(request)
     thread.join()
     assert time.monotonic() - began < 10
+
+
+def test_nobody_asks_for_what_nobody_wants() -> None:
+    """After a cancellation no request is begun, and a range of which something comes is not asked for again and again."""
+    patience = Patience(is_transient)
+    sent: list[int] = []
+    patience.cancel()
+    with pytest.raises(CancelledError):
+        patience(lambda: sent.append(1))
+    assert [] == sent
+    patience, into = Patience(is_transient), bytearray()
+
+    def get() -> None:
+        patience.cancel()
+        into.extend(bytes(remote.STEP))
+        raise ConnectionError("cut")
+
+    with pytest.raises(CancelledError):
+        remote.insist(get, lambda: len(into) >= 100 * remote.STEP, into, patience)
+    assert remote.STEP == len(into)
 
 
 # --- Source ----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
         session.line(f"{note.subject}: {note.text}", "dim")
     codes: list[int] = []
     documents: list[object] = []
+    session.last_word = "no backup was made"
     for pipeline in pipelines:
         error: PgsnapError | None = None
         try:

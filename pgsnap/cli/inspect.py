@@ -271,7 +271,9 @@ def verify(
 
 def _after_damage(pipeline: Pipeline, report: VerifyReport) -> str:
     """Say what to do about a backup that is not whole everywhere."""
-    whole = [label for label, problems in report.problems.items() if not problems]
-    if whole:
-        return f"{whole[0]} has it whole; run: pgsnap verify {pipeline.name} --backup {report.id} --repair"
+    if report.whole and not report.damaged:
+        unread = ", ".join(report.unread)
+        return f"{report.whole[0]} has it whole; of {unread} nothing is known: run: pgsnap doctor {pipeline.name}"
+    if report.whole:
+        return f"{report.whole[0]} has it whole; run: pgsnap verify {pipeline.name} --backup {report.id} --repair"
     return f"No store has it whole: run 'pgsnap backup {pipeline.name}' now, and 'pgsnap verify --all' to see which others are."

@@ -54,6 +54,8 @@ class Session:
         self.verbose = False
         self.quiet = False
         self.json_log = False
+        self.last_word = ""
+        """What the command says of a run that failed, before the cause; the log's own line of that is left out then."""
         self._config: Config | None = None
         self._redactor: Redactor | None = None
         self._console: Console | None = None
@@ -153,14 +155,15 @@ class Session:
         click.echo(json.dumps(clean, ensure_ascii=False), err=True)
 
     def failed(self, error: Exception) -> int:
-        """Print an error that ends the command; return the exit code."""
+        """Print an error that ends the command, or one pipeline of it; return the exit code."""
         if isinstance(error, ConfigError):
             for problem in error.problems:
                 self.error(problem)
         elif isinstance(error, PgsnapError):
             report = error.report
             about = {"pipeline": report.pipeline, "run": report.id} if hasattr(report, "pipeline") else {}
-            self.error(str(error), **about)
+            failed = self.last_word and report is not None and getattr(report, "manifest", report) is None
+            self.error(f"{report.pipeline}: {self.last_word}: {error}" if failed else str(error), **about)
         elif isinstance(error, ImportError):
             from pgsnap.config.wording import missing_package
 
@@ -244,6 +247,8 @@ class _Lines(logging.Handler):
             if self._session.json_log:
                 about = {key: getattr(record, key) for key in ("pipeline", "run") if getattr(record, key, "")}
                 self._session.emit(level, text, logger=record.name, **about)
+                return
+            if self._session.last_word and getattr(record, "raised", False):
                 return
             time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
             prefix = "" if record.levelno < logging.WARNING else f"{level}: "

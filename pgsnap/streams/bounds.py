@@ -70,15 +70,23 @@ class Bounds:
     """Does work of one kind in daemon threads, each in a copy of the context, and leaves behind what makes no progress.
 
     While one that was left behind is still blocked nothing new is begun: it would block as well, and wait its whole time again.
+    What only nobody wants any more is not blocked: a reader that was closed early may have to see some requests end. It has the
+    time for that that it had for progress.
     """
 
     def __init__(self) -> None:
-        self._left: list[threading.Thread] = []
+        self._left: list[tuple[threading.Thread, float]] = []  # with when it is overdue
 
     def check(self) -> None:
         """Raise Stalled while something that was left behind is still blocked."""
-        if any(thread.is_alive() for thread in self._left):
+        now = time.monotonic()
+        if any(thread.is_alive() and overdue <= now for thread, overdue in self._left):
             raise Stalled("an earlier call has still not come back.")
+
+    def _leave(self, thread: threading.Thread, seconds: float) -> None:
+        """Leave a thread behind, if it still runs: it is blocked if it has not ended within ``seconds``."""
+        if thread.is_alive():
+            self._left.append((thread, time.monotonic() + seconds))
 
     def call(self, work: Callable[[], R], seconds: float) -> R:
         """Return ``work()``; raise Stalled if it has not returned within ``seconds``."""
@@ -121,20 +129,19 @@ class Bounds:
 
         thread = threading.Thread(target=contextvars.copy_context().run, args=(pull,), name="bounded", daemon=True)
         thread.start()
-        grace = min(GRACE, seconds)
+        left = seconds
         try:
             while items := hands.take(seconds):
                 yield from items
         except Stalled:
-            grace = 0.0
+            left = 0.0
             raise
         finally:
             with hands.changed:
                 hands.gone = True
                 hands.changed.notify_all()
-            thread.join(grace)
-            if thread.is_alive():
-                self._left.append(thread)
+            thread.join(min(GRACE, left))
+            self._leave(thread, left)
 
     def feed(self, chunks: Chunks, consumer: Callable[[Stream], R], *, buffer: int, stall: float, finish: float) -> R:
         """Return what ``consumer`` makes of a stream that the calling thread pumps; see ``fan_out``.
@@ -150,10 +157,13 @@ class Bounds:
             threads.append(threading.current_thread())
             return consumer(stream)
 
+        left = finish  # if the source fails, the consumer may have something to undo
         try:
             (outcome,) = fan_out(chunks, [consume], buffer=buffer, stall=stall, finish=finish, grace=min(GRACE, stall))
+            left = 0.0
         finally:
-            self._left += [thread for thread in threads if thread.is_alive()]
+            for thread in threads:
+                self._leave(thread, left)
         if outcome.error is not None:
             raise outcome.error
         return outcome.value  # type: ignore[return-value]

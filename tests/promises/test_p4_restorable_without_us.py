@@ -17,7 +17,7 @@ from pgsnap_postgres.server import throwaway_server
 ZSTD = '[[pipeline.shop.transform]]\nuse = "zstd"\n'
 GZIP = '[[pipeline.shop.transform]]\nuse = "gzip"\n'
 SUM = '[[pipeline.shop.transform]]\nuse = "checksum"\nalgorithm = "md5"\n'
-TOOLS = ("sh", "cat", "sha256sum", "md5sum", "tail", "head", "grep", "mktemp", "rm", "sed")
+TOOLS = ("sh", "cat", "sha256sum", "md5sum", "tail", "head", "grep", "mktemp", "rm", "sed", "awk", "id")
 
 
 def contents(url: str) -> dict[str, Any]:

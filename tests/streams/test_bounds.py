@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgsnap.streams import CHUNK, Bounds, Stalled, Stream, drain
+from pgsnap.streams import CHUNK, Bounds, Stalled, Stream, bounds, drain
 
 LONG = 60.0
 """Seconds that no test comes near, unless something waits for ever."""
@@ -85,6 +85,59 @@ def test_a_consumer_that_stops_closes_the_source_where_it_is_pulled() -> None:
     del items
     gc.collect()
     assert not any(thread.name == "bounded" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_what_nobody_wants_any_more_is_not_blocked(gate: threading.Event, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A reader that was closed early waits for its requests, a writer whose source failed aborts an upload: others go on."""
+    monkeypatch.setattr(bounds, "GRACE", 0.01)
+    mine, ending = Bounds(), threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            ending.set()
+            gate.wait()
+
+    def broken() -> Iterator[bytes]:
+        yield b"x"
+        raise KeyError("boom")
+
+    def consumer(stream: Stream) -> int:
+        try:
+            return drain(stream)
+        finally:
+            ending.set()
+            gate.wait()
+
+    if way == "read":
+        items = mine.items(source, LONG)
+        assert 0 == next(items)
+        items.close()
+    else:
+        with pytest.raises(KeyError, match="boom"):
+            mine.feed(broken(), consumer, buffer=CHUNK, stall=LONG, finish=LONG)
+    assert ending.wait(LONG)
+    assert "answer" == mine.call(lambda: "answer", LONG)
+
+
+def test_what_nobody_wants_any_more_and_does_not_end_is_blocked(gate: threading.Event) -> None:
+    """Once it had its time: a close that hangs is a store that hangs."""
+    bounds = Bounds()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            gate.wait()
+
+    items = bounds.items(source, 0.05)
+    assert 0 == next(items)
+    items.close()
+    time.sleep(0.06)
+    with pytest.raises(Stalled, match="an earlier call"):
+        bounds.check()
 
 
 def test_a_call_returns_raises_and_sees_the_context() -> None:

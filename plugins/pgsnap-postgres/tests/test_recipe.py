@@ -58,11 +58,18 @@ def lines_of(server: Server, database: str) -> list[str]:
     return [line for line in said.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
+def password(server: Server) -> str:
+    with psycopg.connect(server.socket_url) as connection:
+        query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = CURRENT_USER"
+        (found,) = connection.execute(query).fetchone() or ("",)
+        return str(found)
+
+
 @pytest.mark.parametrize("format", ["custom", "plain", "many"])
 def test_sh_alone_restores_it(
     server17: Server, make_shop: MakeDatabase, empty_server: Server, tmp_path: Path, format: str
 ) -> None:
-    """Into a server that has nothing: roles, settings, comment and contents are what they were."""
+    """Into a server that has nothing: roles, settings, comment and contents are what they were; who does it can still log in."""
     database = database_name(make_shop(server17))
     source = server17.database_url(database, socket=True)
     archive = run_program(server17, "pg_dump", "-Fc", "-d", source)
@@ -72,9 +79,11 @@ def test_sh_alone_restores_it(
     (tmp_path / "globals.sql").write_bytes(run_program(server17, "pg_dumpall", "-g", "-d", server17.socket_url))
     facts = {**FACTS, "artifact": main, "format": "plain" if format == "plain" else "custom"}
     facts["objects"] = 5000 if format == "many" else 100
+    passwords = password(server17), password(empty_server)
     done = follow(PgDump().recipe([main, "database.sql", "globals.sql"], facts), tmp_path, empty_server)
     errors = [line for line in done.stderr.splitlines() if "ERROR" in line and "already exists" not in line]
     assert ([], 0) == (errors, done.returncode), done.stderr
+    assert passwords[0] != passwords[1] == password(empty_server)
     assert lines_of(server17, database) == lines_of(empty_server, "restored")
     with psycopg.connect(empty_server.database_url("restored", socket=True)) as connection:
         assert ("5MB",) == connection.execute("SHOW work_mem").fetchone()
@@ -112,6 +121,22 @@ def test_names_that_a_shell_would_run_are_left_out() -> None:
     text = PgDump().recipe(CUSTOM, FACTS)
     assert "extensions installed: citext\n" in text
     assert "touch" not in text
+
+
+@pytest.mark.parametrize("user", ["postgres", "my-admin", None], ids=["plain", "quoted", "unset"])
+def test_who_restores_keeps_the_password(tmp_path: Path, user: str | None) -> None:
+    """The line that would change it is left out, of that role alone; without PGUSER it is the system's user."""
+    system = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+    me = user or system
+    quoted = f'"{me}"' if "-" in me else me
+    others = [f"ALTER ROLE {name} WITH LOGIN PASSWORD 'x';" for name in ("postgres2", '"my-admin2"', "shop")]
+    text = "\n".join([f"CREATE ROLE {quoted};", f"ALTER ROLE {quoted} WITH SUPERUSER PASSWORD 'x';", *others, "-- \xff", ""])
+    (tmp_path / "globals.sql").write_bytes(text.encode("latin-1"))
+    line = PgDump().recipe(CUSTOM, FACTS).partition("ME=")[2].partition("psql")[0]
+    script = "ME=" + line.replace("@{globals.sql}", "cat globals.sql") + "cat"
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"} | ({"PGUSER": user} if user else {})
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert "\n".join([f"CREATE ROLE {quoted};", *others, "-- \xff", ""]) == done.stdout.decode("latin-1")
 
 
 def test_it_says_which_versions_are_needed() -> None:

@@ -108,6 +108,20 @@ def test_faults_of_the_creation(s3: S3, spoiled: S3, proxy: FaultProxy, fault: s
     assert (["shop/object"], []) == left(s3)
 
 
+def test_a_source_that_fails_before_the_creation_is_answered(s3: S3, spoiled: S3, proxy: FaultProxy) -> None:
+    """The upload is aborted as soon as it has an id; no part is sent to it, which could take long."""
+
+    def broken() -> Iterator[bytes]:
+        yield from pieces()
+        raise KeyError("boom")
+
+    proxy.rules(delay=0.5)
+    with pytest.raises(KeyError, match="boom"):
+        spoiled.write("shop/object", broken())
+    assert ["POST", "DELETE"] == [line.split()[0] for line in proxy.requests()]
+    assert ([], []) == left(s3)
+
+
 @pytest.mark.parametrize("fault", ["cut", "mute", "500", "stall"])
 def test_faults_of_the_completion(s3: S3, spoiled: S3, proxy: FaultProxy, fault: str) -> None:
     """It is asked for again; if the answer alone got lost, the object is found to be there."""

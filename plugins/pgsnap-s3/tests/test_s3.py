@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -17,6 +17,7 @@ from pgsnap.streams import drain
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3, connection
+from pgsnap_s3.download import Download
 from pgsnap_s3.providers import PROVIDERS
 
 MIB = 1 << 20
@@ -300,6 +301,22 @@ def test_a_list_that_does_not_go_on(s3: S3, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(connection.Connection, "call", lambda *_, **__: {"IsTruncated": True, "NextContinuationToken": "same"})
     with pytest.raises(StoreError, match="says that its list goes on, and not where"):
         list(s3.entries())
+
+
+def test_a_server_that_does_not_know_ranges_is_not_resumed() -> None:
+    """It gives the object from its first byte again: that is no rest of what was cut off."""
+
+    class Whole:
+        def fetch(self, into: bytearray, length: int, **_: Any) -> dict[str, Any]:
+            if not into:
+                into += b"01234"
+                raise ConnectionResetError("cut off")
+            into += b"0123456789"[:length]
+            return {"ContentLength": 10}
+
+    download = Download(connection=cast(Any, Whole()), label="s3://b", key="a", place={}, ranges_in_flight=2)
+    with pytest.raises(StoreError, match="cannot read a: the server does not know ranges"):
+        drain(download.receive(0, None))
 
 
 def test_a_missing_object_names_the_store(s3: S3) -> None:

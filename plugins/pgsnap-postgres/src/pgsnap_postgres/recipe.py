@@ -26,9 +26,13 @@ DB=restored
 export PGOPTIONS='-c default_transaction_read_only=off'
 """
 _GLOBALS = """
-# Roles and tablespaces. Errors such as  role "postgres" already exists  are expected here: what exists stays as it is.
+# Roles and tablespaces. Errors such as  role "postgres" already exists  are expected here. A role that exists gets the
+# attributes and the password of the backup, but for the one that you log in as: you could not log in any more.
 # Roles whose passwords are not in the backup need new ones:  ALTER ROLE … PASSWORD '…'
-@{{{name}}} | psql -X -q -d postgres
+ME=${{PGUSER:-$(id -un)}}
+@{{{name}}} |
+  LC_ALL=C awk -v me="$ME" 'index($0, "ALTER ROLE " me " WITH ") != 1 && index($0, "ALTER ROLE \\"" me "\\" WITH ") != 1' |
+  psql -X -q -d postgres
 """
 _DATABASE = """
 # The database, with its encoding, locale, owner, settings and privileges. If the server lacks the locale:

@@ -59,9 +59,10 @@ class Download:
         told: dict[str, Any] = {}
 
         def get() -> None:
-            asked = f"bytes={start + len(into)}-{start + max(length, 1) - 1}"
+            begin = start + len(into)
+            asked = f"bytes={begin}-{start + max(length, 1) - 1}"
             answer = self.connection.fetch(into, max(length, 1) - len(into), Range=asked, **self.place)
-            told.update(self._told(answer, start))
+            told.update(self._told(answer, begin))
 
         def enough() -> bool:
             return "size" in told and len(into) >= min(length, told["size"] - start)
