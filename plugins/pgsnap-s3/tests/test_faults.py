@@ -112,10 +112,10 @@ def test_a_source_that_fails_before_the_creation_is_answered(s3: S3, spoiled: S3
     """The upload is aborted as soon as it has an id; no part is sent to it, which could take long."""
 
     def broken() -> Iterator[bytes]:
-        yield from pieces()
+        yield from pieces(DATA[: 2 * PART])  # what is pulled before the upload is begun, and less than may be under way
         raise KeyError("boom")
 
-    proxy.rules(delay=0.5)
+    proxy.rules(delay=1.0)
     with pytest.raises(KeyError, match="boom"):
         spoiled.write("shop/object", broken())
     assert ["POST", "DELETE"] == [line.split()[0] for line in proxy.requests()]
