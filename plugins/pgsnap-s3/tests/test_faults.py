@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from pgsnap import Denied, StoreError, remote
 from pgsnap.streams import drain
 from pgsnap.testing import text
 from pgsnap.testing.fault_proxy import FaultProxy
-from pgsnap_s3 import S3
+from pgsnap_s3 import S3, connection
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -108,13 +109,22 @@ def test_faults_of_the_creation(s3: S3, spoiled: S3, proxy: FaultProxy, fault: s
     assert (["shop/object"], []) == left(s3)
 
 
-def test_a_source_that_fails_before_the_creation_is_answered(s3: S3, spoiled: S3, proxy: FaultProxy) -> None:
+def test_a_source_that_fails_before_the_creation_is_answered(
+    s3: S3, spoiled: S3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The upload is aborted as soon as it has an id; no part is sent to it, which could take long."""
+    asked, call = threading.Event(), connection.Connection.call
+
+    def calling(self: connection.Connection, method: str, *args: Any, **arguments: Any) -> dict[str, Any]:
+        asked.set()
+        return call(self, method, *args, **arguments)
 
     def broken() -> Iterator[bytes]:
         yield from pieces(DATA[: 2 * PART])  # what is pulled before the upload is begun, and less than may be under way
+        asked.wait(20)
         raise KeyError("boom")
 
+    monkeypatch.setattr(connection.Connection, "call", calling)
     proxy.rules(delay=1.0)
     with pytest.raises(KeyError, match="boom"):
         spoiled.write("shop/object", broken())
