@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -68,21 +69,24 @@ class Connection:
         answer: dict[str, Any] = await progressing(request, lambda: body.moved if body else 0.0, limit)
         return answer
 
-    def fetch(self, into: bytearray, length: int, **arguments: Any) -> dict[str, Any]:
+    def fetch(self, into: bytearray, length: int, check: Callable[[Mapping[str, Any]], object], **arguments: Any) -> None:
         """Get an object (``arguments`` as for ``get_object``) and append at most ``length`` bytes of it to ``into`` as they come.
 
-        What has arrived before a failure stays in ``into``.
+        ``check`` is given the head of the answer before anything is appended, and may raise. What has arrived before a failure
+        stays in ``into``.
         """
         from fsspec.asyn import sync
 
-        answer: dict[str, Any] = sync(self._system.loop, self._fetch, into, length, arguments)
-        return answer
+        sync(self._system.loop, self._fetch, into, length, check, arguments)
 
-    async def _fetch(self, into: bytearray, length: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _fetch(
+        self, into: bytearray, length: int, check: Callable[[Mapping[str, Any]], object], arguments: dict[str, Any]
+    ) -> None:
         answer = await self._call("get_object", None, 1.0, arguments)
         stream = answer.pop("Body")
         limit = self._settings.io_timeout
         try:
+            check(answer)
             async with asyncio.timeout(limit) as timeout:
                 while length and (piece := await stream.read(min(length, CHUNK))):  # what has come, up to that
                     into += piece
@@ -90,7 +94,6 @@ class Connection:
                     timeout.reschedule(asyncio.get_running_loop().time() + limit)
         finally:
             stream.close()
-        return answer
 
 
 @functools.lru_cache(maxsize=16)

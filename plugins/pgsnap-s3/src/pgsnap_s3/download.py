@@ -46,10 +46,10 @@ class Download:
         del first
 
         def fetch(begin: int, until: int, into: bytearray) -> None:
-            answer = self.connection.fetch(into, until - begin, Range=f"bytes={begin}-{until - 1}", **self.place)
-            told = self._told(answer, begin)
-            if told["size"] != total or (etag and told["etag"] and told["etag"] != etag):
-                raise StoreError(f"{self.label}: {self.key} was replaced while it was read.", self.label)
+            def check(answer: Mapping[str, Any]) -> None:
+                self._same(self._told(answer, begin), {"size": total, "etag": etag})
+
+            self.connection.fetch(into, until - begin, check, Range=f"bytes={begin}-{until - 1}", **self.place)
 
         yield from read_ranges(fetch, at, end, size=RANGE, limit=self.ranges_in_flight, patience=patience)
 
@@ -60,9 +60,15 @@ class Download:
 
         def get() -> None:
             begin = start + len(into)
+
+            def check(answer: Mapping[str, Any]) -> None:
+                found = self._told(answer, begin)
+                if into:  # of an answer that was cut off
+                    self._same(found, told)
+                told.update(found)
+
             asked = f"bytes={begin}-{start + max(length, 1) - 1}"
-            answer = self.connection.fetch(into, max(length, 1) - len(into), Range=asked, **self.place)
-            told.update(self._told(answer, begin))
+            self.connection.fetch(into, max(length, 1) - len(into), check, Range=asked, **self.place)
 
         def enough() -> bool:
             return "size" in told and len(into) >= min(length, told["size"] - start)
@@ -82,3 +88,9 @@ class Download:
                 raise StoreError(f"{self.label}: cannot read {self.key}: the server does not know ranges.", self.label)
             return {"size": int(answer["ContentLength"]), "etag": str(answer.get("ETag", ""))}
         return {"size": int(match[3]), "etag": str(answer.get("ETag", ""))}
+
+    def _same(self, found: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+        """Raise if an answer is of another object than the first one; a server may give no ETag."""
+        other = found["etag"] and first["etag"] and found["etag"] != first["etag"]
+        if found["size"] != first["size"] or other:
+            raise StoreError(f"{self.label}: {self.key} was replaced while it was read.", self.label)
