@@ -81,7 +81,7 @@ def build_wheels(session: nox.Session) -> list[Path]:
     """Build the wheels of the core and of every plugin, and return their paths, the core first."""
     session.log(f"building the wheels of the core and of {len(PLUGINS)} plugins")
     download(session, "hatchling")
-    folder = Path(session.create_tmp()) / "wheels"
+    folder = Path(session.create_tmp()).absolute() / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     session.run("python", "-P", "-c", BUILD, str(folder), *map(str, [ROOT, *PLUGINS]), silent=True, log=False)
