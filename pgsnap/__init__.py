@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgsnap.components import (
+    from pgsnap.components.contracts import (
         Artifact,
         Component,
         Dump,
@@ -22,6 +22,27 @@ if TYPE_CHECKING:
         Transform,
         check_on,
     )
+    from pgsnap.components.events import (
+        Drilled,
+        Event,
+        Failed,
+        Finished,
+        Partial,
+        Pruned,
+        Started,
+        StoreOutcome,
+        Succeeded,
+        Summary,
+        Suspect,
+        Trial,
+        Verified,
+        clip,
+        one_line,
+    )
+    from pgsnap.components.hookspecs import hookimpl
+    from pgsnap.components.registry import Registry
+    from pgsnap.components.run import Run
+    from pgsnap.components.values import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
     from pgsnap.errors import (
         Aborted,
         BusyError,
@@ -41,48 +62,27 @@ if TYPE_CHECKING:
         Unsupported,
         UpstreamError,
     )
-    from pgsnap.events import (
-        Drilled,
-        Event,
-        Failed,
-        Finished,
-        Partial,
-        Pruned,
-        Started,
-        StoreOutcome,
-        Succeeded,
-        Summary,
-        Suspect,
-        Trial,
-        Verified,
-        clip,
-        one_line,
-    )
-    from pgsnap.guard import Guard
-    from pgsnap.hookspecs import hookimpl
+    from pgsnap.operations.notify import deliver
+    from pgsnap.operations.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
     from pgsnap.pipeline import Pipeline
-    from pgsnap.registry import Registry
-    from pgsnap.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
-    from pgsnap.run import Run
+    from pgsnap.repository.guard import Guard
     from pgsnap.stores import FsspecStore, LocalStore
-    from pgsnap.telling import deliver
-    from pgsnap.types import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
 
 _HOME = {
-    "components": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform check_on",
+    "components.contracts": "Artifact Component Dump Dumper Notifier RestoreRequest Source Store Transform check_on",
     "errors": "Aborted BusyError ConfigError Denied DumpError IntegrityError ManifestError NotFound NotifyError PgsnapError "
     "PluginError ProcessError RestoreError StageError StoreError Unsupported UpstreamError",
-    "events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
+    "components.events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
     "Suspect Trial Verified clip one_line",
-    "guard": "Guard",
-    "hookspecs": "hookimpl",
+    "repository.guard": "Guard",
+    "components.hookspecs": "hookimpl",
     "pipeline": "Pipeline",
-    "registry": "Registry",
-    "reports": "BackupReport CopyReport MarkReport PruneReport RestoreReport VerifyReport",
-    "run": "Run",
+    "components.registry": "Registry",
+    "operations.reports": "BackupReport CopyReport MarkReport PruneReport RestoreReport VerifyReport",
+    "components.run": "Run",
     "stores": "FsspecStore LocalStore",
-    "telling": "deliver",
-    "types": "Entry Facts Finding Keep Secret escape_name format_duration format_size",
+    "operations.notify": "deliver",
+    "components.values": "Entry Facts Finding Keep Secret escape_name format_duration format_size",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

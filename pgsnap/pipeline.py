@@ -11,19 +11,19 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
-from pgsnap.bounded import BoundedStore, Limits
-from pgsnap.catalog import Catalog
-from pgsnap.components import Component, Dumper, Notifier, RestoreRequest, Store, Transform
+from pgsnap.components.contracts import Component, Dumper, Notifier, RestoreRequest, Store, Transform
+from pgsnap.components.events import Event
+from pgsnap.components.run import Progress, Run
+from pgsnap.components.values import Finding, Keep, Secret, check_name, without_userinfo
 from pgsnap.errors import ConfigError
-from pgsnap.events import Event
-from pgsnap.guard import Guard
-from pgsnap.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
-from pgsnap.run import Progress, Run
+from pgsnap.operations.reports import BackupReport, CopyReport, MarkReport, PruneReport, RestoreReport, VerifyReport
+from pgsnap.repository.catalog import Catalog
+from pgsnap.repository.guard import Guard
+from pgsnap.stores.timeouts import BoundedStore, Limits
 from pgsnap.streams import Bounds, Stalled
-from pgsnap.types import Finding, Keep, Secret, check_name, without_userinfo
 
 if TYPE_CHECKING:
-    from pgsnap.status import PipelineStatus
+    from pgsnap.operations.status import PipelineStatus
 
 __all__ = ["Pipeline"]
 
@@ -229,13 +229,13 @@ class Pipeline:
         return (self.dump, *self.transforms, *self.stores, *self.notifiers)
 
     def backup(self, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
-        """Back up once; see ``pgsnap.backup.backup``."""
-        from pgsnap.backup import backup
+        """Back up once; see ``pgsnap.operations.backup.backup``."""
+        from pgsnap.operations.backup import backup
 
         return backup(self, progress=progress, now=now)
 
     def backups(self) -> Catalog:
-        """Return what backups there are; see ``pgsnap.catalog.Catalog``."""
+        """Return what backups there are; see ``pgsnap.repository.catalog.Catalog``."""
         return Catalog.read(self.name, self.bounded.stores)
 
     def restore(
@@ -253,7 +253,7 @@ class Pipeline:
         progress: Progress | None = None,
     ) -> RestoreReport:
         """Restore a backup into the database that the URL ``to`` names; the options are those of ``RestoreRequest``."""
-        from pgsnap.restore import restore
+        from pgsnap.operations.restore import restore
 
         request = RestoreRequest(
             target=Secret(to),
@@ -276,14 +276,14 @@ class Pipeline:
         notify: bool = False,
         progress: Progress | None = None,
     ) -> VerifyReport:
-        """Check every byte of a backup in every store; see ``pgsnap.verify.verify``."""
-        from pgsnap.verify import verify
+        """Check every byte of a backup in every store; see ``pgsnap.operations.verify.verify``."""
+        from pgsnap.operations.verify import verify
 
         return verify(self, backup=backup, decode=decode, record=record, notify=notify, progress=progress)
 
     def notify(self, event: Event) -> tuple[str, ...]:
-        """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``pgsnap.telling.emit``."""
-        from pgsnap.telling import emit
+        """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``operations.notify.emit``."""
+        from pgsnap.operations.notify import emit
 
         return emit(self, event)
 
@@ -296,14 +296,14 @@ class Pipeline:
         notify: bool = False,
         progress: Progress | None = None,
     ) -> VerifyReport:
-        """Verify a backup, and replace what is damaged in one store by what is good in another; see ``pgsnap.repair.repair``."""
-        from pgsnap.repair import repair
+        """Verify a backup, and replace what is damaged in one store by what is good in another."""
+        from pgsnap.operations.repair import repair
 
         return repair(self, backup=backup, decode=decode, record=record, notify=notify, progress=progress)
 
     def copy(self, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None) -> CopyReport:
-        """Bring stores up to date from each other; see ``pgsnap.copy.copy``."""
-        from pgsnap.copy import copy
+        """Bring stores up to date from each other; see ``pgsnap.operations.copy.copy``."""
+        from pgsnap.operations.copy import copy
 
         return copy(self, to=to, backups=backups, progress=progress)
 
@@ -315,38 +315,38 @@ class Pipeline:
         now: datetime | None = None,
         progress: Progress | None = None,
     ) -> PruneReport:
-        """Delete what the policies do not keep, and what unfinished runs have left; see ``pgsnap.prune.prune``."""
-        from pgsnap.prune import prune
+        """Delete what the policies do not keep, and what unfinished runs have left; see ``pgsnap.operations.prune.prune``."""
+        from pgsnap.operations.prune import prune
 
         return prune(self, dry_run=dry_run, stores=stores, now=now, progress=progress)
 
     def status(self, *, max_age: float | None = None, now: datetime | None = None) -> PipelineStatus:
-        """Say what the stores really hold; see ``pgsnap.status.status``."""
-        from pgsnap.status import status
+        """Say what the stores really hold; see ``pgsnap.operations.status.status``."""
+        from pgsnap.operations.status import status
 
         return status(self, max_age=max_age, now=now)
 
     def acknowledge(self, backup: str) -> MarkReport:
-        """Say that somebody has looked at a suspect backup; see ``pgsnap.marks.acknowledge``."""
-        from pgsnap.marks import acknowledge
+        """Say that somebody has looked at a suspect backup; see ``pgsnap.operations.marks.acknowledge``."""
+        from pgsnap.operations.marks import acknowledge
 
         return acknowledge(self, backup)
 
     def hold(self, backup: str) -> MarkReport:
-        """Let nothing delete a backup; see ``pgsnap.marks.hold``."""
-        from pgsnap.marks import hold
+        """Let nothing delete a backup; see ``pgsnap.operations.marks.hold``."""
+        from pgsnap.operations.marks import hold
 
         return hold(self, backup)
 
     def release(self, backup: str) -> MarkReport:
-        """End a hold; see ``pgsnap.marks.release``."""
-        from pgsnap.marks import release
+        """End a hold; see ``pgsnap.operations.marks.release``."""
+        from pgsnap.operations.marks import release
 
         return release(self, backup)
 
     def delete(self, backup: str) -> MarkReport:
-        """Delete one backup from all stores; see ``pgsnap.marks.delete``."""
-        from pgsnap.marks import delete
+        """Delete one backup from all stores; see ``pgsnap.operations.marks.delete``."""
+        from pgsnap.operations.marks import delete
 
         return delete(self, backup)
 
@@ -357,8 +357,8 @@ class Pipeline:
         return [finding for component in self.bounded.components for finding in component.preflight(run)]
 
     def examine(self) -> list[Finding]:
-        """Try out every store: write, read, list, abort and delete in a folder of its own; see ``pgsnap.doctor.examine``."""
-        from pgsnap.doctor import examine
+        """Try out every store: write, read, list, abort and delete in a folder of its own; see ``operations.doctor.examine``."""
+        from pgsnap.operations.doctor import examine
 
         run = Run(self.name, timeout=self.timeout)
         with run.watched():

@@ -21,8 +21,8 @@ import attrs
 import pytest
 
 from pgsnap import Artifact, Dump, Dumper, DumpError, LocalStore, Pipeline, RestoreRequest, Run, Source, StoreError
+from pgsnap.components.values import Entry, Facts
 from pgsnap.streams import Chunks, Stream
-from pgsnap.types import Entry, Facts
 
 # A shell that starts the tests by & or nohup has them ignore these, and so would every process that a test means to stop.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 import pgsnap
-from pgsnap.events import StoreSummary
+from pgsnap.components.events import StoreSummary
 from pgsnap_email.message import html as mail_html
 from pgsnap_slack.blocks import blocks
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgsnap import ConfigError
-from pgsnap.types import format_size
+from pgsnap.components.values import format_size
 from pgsnap_postgres.server import Server, throwaway_server
 from pgsnap_postgres.url import parse_url
 

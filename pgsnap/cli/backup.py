@@ -21,7 +21,7 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
 
     A pipeline that fails does not stop the next one. The exit code is the worst of all.
     """
-    from pgsnap.reports import worst
+    from pgsnap.operations.reports import worst
 
     pipelines = session.pipelines(names)
     for note in session.load().notes:
@@ -48,7 +48,7 @@ def backup(session: Session, names: Sequence[str], as_json: bool) -> int:
 
 def tell_report(session: Session, report: object) -> None:
     """Print what a backup has to say, on stderr."""
-    from pgsnap.reports import BackupReport
+    from pgsnap.operations.reports import BackupReport
 
     assert isinstance(report, BackupReport)
     for note in report.notes:
@@ -71,7 +71,7 @@ def tell_report(session: Session, report: object) -> None:
 def _document(name: str, report: object, error: PgsnapError | None, session: Session) -> object:
     import attrs
 
-    from pgsnap.reports import BackupReport
+    from pgsnap.operations.reports import BackupReport
 
     if not isinstance(report, BackupReport):
         return {"pipeline": name, "exit_code": error.exit_code if error else 1, "error": session.redact(str(error))}
@@ -104,7 +104,7 @@ def copy(session: Session, names: Sequence[str], to: str | None, ids: Sequence[s
     """Bring stores that missed backups up to date from those that have them, without a dump."""
     import attrs
 
-    from pgsnap.reports import worst
+    from pgsnap.operations.reports import worst
 
     codes: list[int] = []
     reports = []

@@ -13,9 +13,9 @@ from pgsnap.cli.session import STORES, Session, pass_session, print_json
 from pgsnap.errors import ConfigError, NotFound, PgsnapError
 
 if TYPE_CHECKING:
-    from pgsnap.catalog import Backup, Catalog
+    from pgsnap.operations.reports import VerifyReport
     from pgsnap.pipeline import Pipeline
-    from pgsnap.reports import VerifyReport
+    from pgsnap.repository.catalog import Backup, Catalog
 
 __all__ = ["READERS", "find_backup", "list_backups", "show", "verify"]
 
@@ -29,7 +29,7 @@ READERS = {"store", "transform"}
 @pass_session
 def list_backups(session: Session, names: Sequence[str], stores: Sequence[str], as_json: bool) -> int:
     """List the backups of the named pipelines, or of all, the newest last."""
-    from pgsnap.reports import worst
+    from pgsnap.operations.reports import worst
 
     codes = [0]
     documents = []
@@ -78,7 +78,7 @@ def _states(backup: Backup) -> str:
 
 
 def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None:
-    from pgsnap.types import format_age, format_size
+    from pgsnap.components.values import format_age, format_size
 
     out = session.out
     out.print(pipeline.name, style="bold", markup=False)
@@ -150,7 +150,7 @@ def find_backup(session: Session, pipelines: Sequence[Pipeline], which: str) -> 
 @pass_session
 def show(session: Session, which: str, pipeline: str | None, stores: Sequence[str], as_json: bool) -> int:
     """Show what a backup consists of. ID is an id, its beginning, a time, or 'latest'."""
-    from pgsnap.types import format_duration, format_size
+    from pgsnap.components.values import format_duration, format_size
 
     chosen, catalog, backup = find_backup(session, session.pipelines([pipeline] if pipeline else [], READERS, stores), which)
     for failure in catalog.failures.values():
@@ -215,8 +215,8 @@ def verify(
     What it finds is recorded beside the manifest: a damaged copy no longer counts as good, and freezes pruning.
     """
     from pgsnap.cli.restore import use_identity
-    from pgsnap.reports import worst
-    from pgsnap.types import format_size
+    from pgsnap.components.values import format_size
+    from pgsnap.operations.reports import worst
 
     use_identity(identity)
     codes: list[int] = []

@@ -10,7 +10,7 @@ import click
 from pgsnap.cli.session import Session, pass_session, print_json
 
 if TYPE_CHECKING:
-    from pgsnap.events import Event
+    from pgsnap.components.events import Event
     from pgsnap.pipeline import Pipeline
 
 __all__ = ["notify"]
@@ -27,7 +27,7 @@ def notify() -> None:
 @pass_session
 def test(session: Session, names: Sequence[str], as_json: bool) -> int:
     """Send a marked test through every notifier of the named pipelines, or of all, and report each."""
-    from pgsnap.events import Trial
+    from pgsnap.components.events import Trial
 
     def event(pipeline: Pipeline) -> Event:
         text = f"{pipeline.name}: this is a test of pgsnap's notifications. Nothing has happened, and nothing needs to be done."
@@ -42,15 +42,15 @@ def test(session: Session, names: Sequence[str], as_json: bool) -> int:
 @pass_session
 def summary(session: Session, names: Sequence[str], as_json: bool) -> int:
     """Send the "still alive" summary of the named pipelines, or of all, to the notifiers that want it."""
-    from pgsnap.summary import summarize
+    from pgsnap.operations.summary import summarize
 
     return _send(session, session.pipelines(names, {"notify", "store"}), summarize, as_json)
 
 
 def _send(session: Session, pipelines: Sequence[Pipeline], make: Callable[[Pipeline], Event], as_json: bool) -> int:
     """Tell the notifiers one by one, so that each result can be told apart; return the exit code."""
-    from pgsnap.redact import Redactor
-    from pgsnap.telling import tell
+    from pgsnap.components.redact import Redactor
+    from pgsnap.operations.notify import tell
 
     results = []
     for pipeline in pipelines:

@@ -94,9 +94,9 @@ def restore(
     The database that the URL names is made if it does not exist, and filled if it is empty. If the restore fails,
     everything is as it was before.
     """
-    from pgsnap.components import RestoreRequest
-    from pgsnap.restore import restore as restore_backup
-    from pgsnap.types import Secret, format_duration
+    from pgsnap.components.contracts import RestoreRequest
+    from pgsnap.components.values import Secret, format_duration
+    from pgsnap.operations.restore import restore as restore_backup
 
     use_identity(identity)
     target = _target(to, to_env)

@@ -13,8 +13,8 @@ from pgsnap.cli.session import Session, pass_session, print_json
 from pgsnap.errors import PgsnapError
 
 if TYPE_CHECKING:
+    from pgsnap.operations.reports import MarkReport, PruneReport, StorePrune
     from pgsnap.pipeline import Pipeline
-    from pgsnap.reports import MarkReport, PruneReport, StorePrune
 
 __all__ = ["ack", "delete", "hold", "prune", "release"]
 
@@ -31,7 +31,7 @@ def prune(session: Session, names: Sequence[str], dry_run: bool, explain: bool, 
     And what unfinished runs have left.
     Never the newest good backups, nothing that is held, and nothing at all while a backup is suspect.
     """
-    from pgsnap.reports import worst
+    from pgsnap.operations.reports import worst
 
     codes: list[int] = []
     documents: list[object] = []

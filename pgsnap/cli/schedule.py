@@ -30,7 +30,7 @@ def schedule(session: Session, names: Sequence[str], heartbeat: str | None, fini
     One at a time; what was missed is made up for once. SIGTERM ends it: with code 0 while it waits.
     """
     from pgsnap.cli.backup import tell_report
-    from pgsnap.schedule import Scheduler
+    from pgsnap.cli.scheduler import Scheduler
 
     idle = True
 

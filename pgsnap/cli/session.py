@@ -19,10 +19,10 @@ from pgsnap.errors import ConfigError, PgsnapError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pgsnap.components.redact import Redactor
+    from pgsnap.components.run import Progress
     from pgsnap.config import Config
     from pgsnap.pipeline import Pipeline
-    from pgsnap.redact import Redactor
-    from pgsnap.run import Progress
 
 __all__ = ["STORES", "Session", "pass_session", "print_json"]
 
@@ -76,8 +76,8 @@ class Session:
         """Return the configuration, read at the first call, with the references of the given roles (None: of all)."""
         if self._config is not None:
             return self._config
+        from pgsnap.components.redact import Redactor
         from pgsnap.config import load
-        from pgsnap.redact import Redactor
 
         path = Path(self.config_path) if self.config_path else None
         config = load(path) if roles is None else load(path, roles=roles)  # type: ignore[arg-type]

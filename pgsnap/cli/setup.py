@@ -47,8 +47,8 @@ def init(session: Session, output: str) -> int:
 @pass_session
 def keygen(session: Session, transform: str, output: str) -> int:
     """Make a key pair: the private key into a file, the public one on stdout."""
-    from pgsnap.components import Transform
-    from pgsnap.registry import Registry
+    from pgsnap.components.contracts import Transform
+    from pgsnap.components.registry import Registry
 
     component = Registry.load().get("transform", transform)
     if not issubclass(component, Transform):
@@ -102,7 +102,7 @@ def doctor(session: Session, names: Sequence[str], deep: bool, as_json: bool) ->
 @pass_session
 def plugins(session: Session, as_json: bool) -> int:
     """List the plugins that are installed, what they offer, and those that are broken or in conflict."""
-    from pgsnap.registry import Registry
+    from pgsnap.components.registry import Registry
 
     registry = Registry.load()
     conflicts = {f"{kind} {name}": [i.distribution for i in items] for (kind, name), items in registry.conflicts.items()}

@@ -15,7 +15,7 @@ from pgsnap.cli.session import Session, pass_session, print_json
 from pgsnap.errors import ConfigError, PgsnapError
 
 if TYPE_CHECKING:
-    from pgsnap.status import PipelineStatus
+    from pgsnap.operations.status import PipelineStatus
 
 __all__ = ["status"]
 
@@ -33,9 +33,9 @@ def status(session: Session, names: Sequence[str], max_age: str | None, as_json:
 
     Exit code 0 only if each store has a good backup that is young enough, and nothing speaks against one.
     """
-    from pgsnap.reports import worst
-    from pgsnap.status import openmetrics as metrics
-    from pgsnap.types import parse_duration
+    from pgsnap.components.values import parse_duration
+    from pgsnap.operations.reports import worst
+    from pgsnap.operations.status import openmetrics as metrics
 
     seconds = parse_duration(max_age) if max_age is not None else None
     codes: list[int] = []
@@ -58,7 +58,7 @@ def status(session: Session, names: Sequence[str], max_age: str | None, as_json:
 
 
 def _print(session: Session, one: PipelineStatus) -> None:
-    from pgsnap.types import format_age, format_size
+    from pgsnap.components.values import format_age, format_size
 
     out = session.out
     out.print(one.pipeline, style="bold", markup=False)

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
-from pgsnap.components import ComponentKind
+from pgsnap.components.contracts import ComponentKind
+from pgsnap.components.values import Finding
 from pgsnap.config.environment import describe_environment, is_described
 from pgsnap.config.template import init_toml
 from pgsnap.errors import ConfigError
-from pgsnap.types import Finding
 
 if TYPE_CHECKING:
+    from pgsnap.components.registry import Registry
     from pgsnap.pipeline import Pipeline
-    from pgsnap.registry import Registry
 
 __all__ = ["ROLES", "Config", "Role", "find_config", "init_toml", "load"]
 
@@ -213,6 +213,6 @@ def _from_environment(registry: Registry | None, roles: Collection[Role], enviro
 
 
 def _installed() -> Registry:
-    from pgsnap.registry import Registry
+    from pgsnap.components.registry import Registry
 
     return Registry.load()

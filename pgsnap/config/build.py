@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from pgsnap.components import Component, ComponentKind, Store
+from pgsnap.components.contracts import Component, ComponentKind, Store
+from pgsnap.components.redact import Redactor, secrets_in
+from pgsnap.components.registry import Registry
+from pgsnap.components.values import Finding, Secret, check_name, without_userinfo
 from pgsnap.config.options import Option, holds_secret, options_of
 from pgsnap.config.references import References, is_reference
 from pgsnap.config.values import construct, make_converter, structure_options
 from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, suggest
 from pgsnap.errors import ConfigError, PluginError
-from pgsnap.redact import Redactor, secrets_in
-from pgsnap.registry import Registry
-from pgsnap.types import Finding, Secret, check_name, without_userinfo
 
 if TYPE_CHECKING:
     from pgsnap.pipeline import Pipeline

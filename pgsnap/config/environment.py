@@ -25,9 +25,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
+from pgsnap.components.values import Finding, escape_name
 from pgsnap.config.values import split_text
 from pgsnap.errors import ConfigError
-from pgsnap.types import Finding, escape_name
 
 __all__ = ["Described", "describe_environment", "is_described"]
 

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from pgsnap.components.values import Secret
 from pgsnap.errors import ConfigError
-from pgsnap.types import Secret
 
 __all__ = [
     "LISTS",

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pgsnap.components.run import Run
 from pgsnap.config.wording import LeftOut, Text
 from pgsnap.errors import Aborted, ConfigError, ProcessError
-from pgsnap.process import read_process
-from pgsnap.run import Run
+from pgsnap.streams.process import read_process
 
 __all__ = ["References", "is_reference"]
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
+from pgsnap.components.values import Secret, parse_duration, parse_size
 from pgsnap.config.options import LISTS, Option, Type, base, is_anything, is_list, is_mapping, is_union, members, options_of
 from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, misfit, missing_package, suggest, wanted
 from pgsnap.errors import ConfigError
-from pgsnap.types import Secret, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from cattrs import Converter

@@ -12,8 +12,8 @@ from typing import Literal
 
 import attrs
 
+from pgsnap.components.values import Secret
 from pgsnap.config.options import LISTS, Type, base, holds_secret, is_anything, is_list, is_mapping, is_union, members
-from pgsnap.types import Secret
 
 __all__ = ["LeftOut", "Misfit", "Problem", "Text", "misfit", "missing_package", "suggest", "wanted"]
 
@@ -130,8 +130,8 @@ def missing_package(error: ImportError) -> str:
     """Say which plugin lacks something that it needs, and how to install it: it is the one in whose code the import failed."""
     from importlib.metadata import entry_points
 
-    from pgsnap.hookspecs import GROUP
-    from pgsnap.registry import FIRST_PARTY
+    from pgsnap.components.hookspecs import GROUP
+    from pgsnap.components.registry import FIRST_PARTY
 
     owners = {point.module.partition(".")[0]: point.dist.name for point in entry_points(group=GROUP) if point.dist}
     asking = "pgsnap"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgsnap.stores.general import FsspecStore
+from pgsnap.stores.fsspec import FsspecStore
 from pgsnap.stores.local import LocalStore
 
 __all__ = ["FsspecStore", "LocalStore"]

@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from pgsnap.components import Store
+from pgsnap.components.contracts import Store
+from pgsnap.components.run import Run
+from pgsnap.components.values import Entry, Finding, format_size
 from pgsnap.errors import ConfigError, Denied, NotFound, StoreError
-from pgsnap.run import Run
 from pgsnap.streams import CHUNK, Chunks, Stream
-from pgsnap.types import Entry, Finding, format_size
 
 __all__ = ["LocalStore"]
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 from pgsnap.streams.basics import BLOCK, CHUNK, Chunks, Stream, Tap, drain, read_chunks, resize, take
 from pgsnap.streams.bounds import Bounds
 from pgsnap.streams.bridges import ChunkReader, prefetch, through_thread, through_writer
-from pgsnap.streams.lanes import Outcome, Stalled, fan_out
+from pgsnap.streams.fan_out import Outcome, Stalled, fan_out
 from pgsnap.streams.parallel import in_flight
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
 from pgsnap.streams.basics import Chunks, Stream
-from pgsnap.streams.lanes import Stalled, fan_out
+from pgsnap.streams.fan_out import Stalled, fan_out
 
 __all__ = ["Bounds"]
 

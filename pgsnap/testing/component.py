@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 import attrs
 import pytest
 
-from pgsnap.components import Component
-from pgsnap.run import Run
-from pgsnap.types import NAME, Finding, Secret
+from pgsnap.components.contracts import Component
+from pgsnap.components.run import Run
+from pgsnap.components.values import NAME, Finding, Secret
 
 __all__ = ["ComponentConformance"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pgsnap.components import Component, Dump, Dumper, RestoreRequest
+from pgsnap.components.contracts import Component, Dump, Dumper, RestoreRequest
+from pgsnap.components.run import Run
+from pgsnap.components.values import Facts
 from pgsnap.errors import PgsnapError
-from pgsnap.run import Run
 from pgsnap.streams import CHUNK, Stream, drain
 from pgsnap.testing.component import ComponentConformance
 from pgsnap.testing.sources import Boom, cut, failing, must_raise, no_thread_left
-from pgsnap.types import Facts
 
 __all__ = ["DumperConformance", "MemorySource"]
 

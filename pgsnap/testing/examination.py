@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pgsnap.components import Store
-from pgsnap.doctor import examine
-from pgsnap.run import Run
+from pgsnap.components.contracts import Store
+from pgsnap.components.run import Run
+from pgsnap.operations.doctor import examine
 
 __all__ = ["StoreExamination"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap.components import Component, Notifier
+from pgsnap.components.contracts import Component, Notifier
+from pgsnap.components.events import EVENTS, KINDS, Event, Finished, Kind, StoreOutcome, StoreSummary
+from pgsnap.components.values import Secret
 from pgsnap.errors import NotifyError
-from pgsnap.events import EVENTS, KINDS, Event, Finished, Kind, StoreOutcome, StoreSummary
 from pgsnap.testing.component import ComponentConformance
 from pgsnap.testing.sources import no_thread_left
-from pgsnap.types import Secret
 
 __all__ = ["NotifierConformance"]
 

@@ -10,12 +10,12 @@ from typing import ClassVar
 import attrs
 import pytest
 
-from pgsnap.components import Component, Store
+from pgsnap.components.contracts import Component, Store
+from pgsnap.components.values import Secret
 from pgsnap.errors import NotFound, StoreError, UpstreamError
 from pgsnap.streams import BLOCK, CHUNK, Stream, drain, in_flight
 from pgsnap.testing.component import ComponentConformance
 from pgsnap.testing.sources import Boom, Watched, cut, failing, must_raise, no_thread_left, text
-from pgsnap.types import Secret
 
 __all__ = ["StoreConformance"]
 

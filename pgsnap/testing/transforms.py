@@ -17,12 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgsnap.components import Component, Transform
+from pgsnap.components.contracts import Component, Transform
+from pgsnap.components.values import Facts
 from pgsnap.errors import IntegrityError, UpstreamError
 from pgsnap.streams import CHUNK, Chunks, Stream, in_flight
 from pgsnap.testing.component import ComponentConformance
 from pgsnap.testing.sources import Boom, Watched, cut, failing, must_raise, no_thread_left, text
-from pgsnap.types import Facts
 
 __all__ = ["TransformConformance"]
 

@@ -39,7 +39,7 @@ from typing import Any
 import attrs
 import psycopg
 
-from pgsnap.types import format_size, parse_size
+from pgsnap.components.values import format_size, parse_size
 from pgsnap_age import Age
 from pgsnap_postgres.server import Server, throwaway_server
 

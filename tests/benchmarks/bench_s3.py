@@ -301,7 +301,7 @@ def start(which: str, folder: str) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def main() -> None:
-    from pgsnap.types import parse_size
+    from pgsnap.components.values import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, default=200_000_000)

@@ -88,7 +88,7 @@ def works(folder: Path, port: int, size: int) -> dict[str, Callable[[], object]]
 
 
 def main() -> None:
-    from pgsnap.types import parse_size
+    from pgsnap.components.values import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, default=200_000_000)

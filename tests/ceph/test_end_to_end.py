@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgsnap.catalog import Catalog
+from pgsnap.repository.catalog import Catalog
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3
 

@@ -16,7 +16,7 @@ import pytest
 from botocore.config import Config
 
 from pgsnap import Artifact, Denied, Dump, Dumper, Facts, Keep, Pipeline, RestoreRequest, Run, Secret, Source, StoreError
-from pgsnap.doctor import examine
+from pgsnap.operations.doctor import examine
 from pgsnap.streams import Stream, drain
 from pgsnap.testing import text
 from pgsnap_s3 import S3

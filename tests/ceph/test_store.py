@@ -11,8 +11,9 @@ import attrs
 import pytest
 
 import pgsnap_s3
-from pgsnap import StoreError, remote
+from pgsnap import StoreError
 from pgsnap.streams import drain
+from pgsnap.streams import retry as remote
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3

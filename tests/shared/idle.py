@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import attrs
 
 from pgsnap import Dump, Dumper, Facts, Notifier, RestoreRequest, Run, Source, Transform
-from pgsnap.events import Event
+from pgsnap.components.events import Event
 from pgsnap.streams import Chunks, Stream
 
 

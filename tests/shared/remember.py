@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 
 from pgsnap import Event, Notifier, NotifyError
-from pgsnap.events import KINDS, Kind
+from pgsnap.components.events import KINDS, Kind
 
 
 @attrs.frozen(kw_only=True)

@@ -29,8 +29,8 @@ from pgsnap import (
     Transform,
     hookimpl,
 )
-from pgsnap.process import Child, feed_process, read_process, through_process
 from pgsnap.streams import Chunks, Outcome, Stream, fan_out, in_flight, prefetch, read_chunks, resize, through_thread
+from pgsnap.streams.process import Child, feed_process, read_process, through_process
 
 
 @attrs.frozen(kw_only=True)

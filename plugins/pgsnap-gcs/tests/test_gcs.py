@@ -11,8 +11,9 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, Run, Secret, StoreError, remote
+from pgsnap import ConfigError, Denied, Run, Secret, StoreError
 from pgsnap.streams import drain
+from pgsnap.streams import retry as remote
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_gcs import Gcs, connection

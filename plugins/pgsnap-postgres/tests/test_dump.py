@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from pgsnap import Aborted, BusyError, ConfigError, Dump, DumpError, PgsnapError, Run, Secret
-from pgsnap.process import Child
+from pgsnap.streams.process import Child
 from pgsnap_postgres import PgDump, holder
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import SHOP_AUDITOR, SHOP_OWNER, SHOP_OWNER_PASSWORD, SHOP_READER, MakeDatabase, database_name

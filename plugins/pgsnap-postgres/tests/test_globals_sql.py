@@ -10,7 +10,7 @@ from typing import IO, ClassVar
 import pytest
 
 from pgsnap import DumpError, Run
-from pgsnap.process import Child
+from pgsnap.streams.process import Child
 from pgsnap_postgres import PgDump
 from pgsnap_postgres.globals_sql import connection_argument, missing_roles
 from pgsnap_postgres.plaintext import check_plain

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from pgsnap import DumpError, Run
-from pgsnap.process import Child, read_process
+from pgsnap.streams.process import Child, read_process
 from pgsnap_postgres import PgDump, holder
 from pgsnap_postgres.clients import find_clients
 from pgsnap_postgres.server import Server

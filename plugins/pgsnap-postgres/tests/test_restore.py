@@ -249,7 +249,7 @@ def restore(source: Files, url: str, run: Run | None = None, **options: Any) -> 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """Return what was logged so far."""
-    caplog.set_level(logging.INFO, "pgsnap.run")
+    caplog.set_level(logging.INFO, "pgsnap.components.run")
     return lambda: "\n".join(record.getMessage() for record in caplog.records)
 
 

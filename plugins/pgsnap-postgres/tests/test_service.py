@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pgsnap.process import read_process
+from pgsnap.streams.process import read_process
 from pgsnap_postgres.clients import find_clients
 from pgsnap_postgres.globals_sql import connection_argument
 from pgsnap_postgres.server import Server

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgsnap import DumpError, Run
-from pgsnap.process import read_process
+from pgsnap.streams.process import read_process
 from pgsnap_postgres import PgDump
 from pgsnap_postgres.archive import Toc, check_archive
 from pgsnap_postgres.clients import find_clients

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psycopg
 
-from pgsnap.process import read_process
 from pgsnap.streams import drain
+from pgsnap.streams.process import read_process
 from pgsnap_postgres.clients import find_clients
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import SHOP_OWNER, SHOP_OWNER_PASSWORD, MakeDatabase, database_name

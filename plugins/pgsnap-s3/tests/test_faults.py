@@ -12,8 +12,9 @@ import attrs
 import pytest
 from botocore.exceptions import ClientError
 
-from pgsnap import Denied, StoreError, remote
+from pgsnap import Denied, StoreError
 from pgsnap.streams import drain
+from pgsnap.streams import retry as remote
 from pgsnap.testing import text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3, connection

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Artifact, Dump, Dumper, Facts, LocalStore, Pipeline, RestoreRequest, Run, Source, remote
+from pgsnap import Artifact, Dump, Dumper, Facts, LocalStore, Pipeline, RestoreRequest, Run, Source
 from pgsnap.streams import Stream
+from pgsnap.streams import retry as remote
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3
 

@@ -10,10 +10,11 @@ from typing import Any, cast
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError, remote
-from pgsnap.catalog import Catalog
-from pgsnap.doctor import examine
+from pgsnap import ConfigError, Denied, NotFound, Run, Secret, StoreError
+from pgsnap.operations.doctor import examine
+from pgsnap.repository.catalog import Catalog
 from pgsnap.streams import drain
+from pgsnap.streams import retry as remote
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3, connection

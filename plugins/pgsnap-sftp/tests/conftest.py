@@ -21,7 +21,7 @@ import attrs
 import psutil
 import pytest
 
-from pgsnap import remote
+from pgsnap.streams import retry as remote
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_sftp import Sftp
 

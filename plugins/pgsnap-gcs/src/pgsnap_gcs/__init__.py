@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, hookimpl
-from pgsnap.remote import Source
 from pgsnap.streams import Chunks, Stream, in_flight
+from pgsnap.streams.retry import Source
 
 if TYPE_CHECKING:
     from pgsnap_gcs.connection import Connection

@@ -17,8 +17,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.remote import Body, progressing
-from pgsnap.remote import Patience as AnyPatience
+from pgsnap.streams.retry import Body, progressing
+from pgsnap.streams.retry import Patience as AnyPatience
 
 __all__ = ["EMULATOR", "Connection", "Failed", "Patience", "Settings", "emulator", "is_transient", "wrapped"]
 

@@ -18,8 +18,8 @@ from typing import Any
 import attrs
 
 from pgsnap import StoreError
-from pgsnap.remote import read_ranges
 from pgsnap.streams import CHUNK, Chunks, Stream, resize
+from pgsnap.streams.retry import read_ranges
 from pgsnap_gcs.connection import Connection, Failed, Patience
 
 __all__ = ["Download", "Upload"]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run, escape_name
-from pgsnap.process import read_process, watch
 from pgsnap.streams import Stream
+from pgsnap.streams.process import read_process, watch
 from pgsnap_postgres.archive import Toc, check_archive
 from pgsnap_postgres.clients import Clients, find_clients
 from pgsnap_postgres.connect import Names, in_a_sentence

@@ -2,7 +2,7 @@ r"""Feeds a backup to pg_restore or psql, so that it commits only what is whole,
 
 To both an early end of file looks like success. So they get the last chunk only when the source has ended
 without an error, and they are killed before their pipe is closed if it fails
-(``pgsnap.process.feed_process``). A plain dump is never given to ``psql -1``: it may carry its own COMMIT,
+(``pgsnap.streams.process.feed_process``). A plain dump is never given to ``psql -1``: it may carry its own COMMIT,
 and a cut one would be committed; where it must be one transaction, ``BEGIN`` goes before it, and ``COMMIT``
 after its last byte was checked.
 
@@ -21,8 +21,8 @@ from collections.abc import Iterator
 import attrs
 
 from pgsnap import RestoreError, Run, Source
-from pgsnap.process import feed_process, read_process, through_process
 from pgsnap.streams import Chunks, Stream, drain
+from pgsnap.streams.process import feed_process, read_process, through_process
 from pgsnap_postgres.archive import Toc
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.service import SERVICE, Service, service_file

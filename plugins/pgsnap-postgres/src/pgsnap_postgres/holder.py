@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pgsnap import BusyError, DumpError, Run
-from pgsnap.process import watch
+from pgsnap.streams.process import watch
 from pgsnap_postgres.connect import Names, connect, scrubbed
 from pgsnap_postgres.pooling import detect_pooling, refuse_transaction_pooler
 from pgsnap_postgres.sessions import Sessions, reaching

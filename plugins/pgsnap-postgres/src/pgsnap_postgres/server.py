@@ -32,7 +32,7 @@ from urllib.parse import quote
 import attrs
 
 from pgsnap import ConfigError, ProcessError, Secret
-from pgsnap.process import Child, spawn
+from pgsnap.streams.process import Child, spawn
 from pgsnap_postgres import _keeper
 from pgsnap_postgres._relocate import environment, readable
 from pgsnap_postgres.clients import VARIABLE, Clients, installed

@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, StoreError, hookimpl
-from pgsnap.remote import Source
 from pgsnap.streams import Chunks, Stream, in_flight
+from pgsnap.streams.retry import Source
 from pgsnap_s3.providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:

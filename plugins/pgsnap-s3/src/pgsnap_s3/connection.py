@@ -18,8 +18,8 @@ from typing import Any
 import attrs
 
 from pgsnap import ConfigError, Secret
-from pgsnap.remote import Body, progressing
 from pgsnap.streams import CHUNK
+from pgsnap.streams.retry import Body, progressing
 
 __all__ = ["Connection", "Settings"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 
 from pgsnap import StoreError
-from pgsnap.remote import chunks_of, insist, read_ranges
 from pgsnap.streams import CHUNK, Stream
+from pgsnap.streams.retry import chunks_of, insist, read_ranges
 from pgsnap_s3.connection import Connection
 from pgsnap_s3.failures import Patience, status_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, StoreError
-from pgsnap.remote import Patience as AnyPatience
+from pgsnap.streams.retry import Patience as AnyPatience
 
 __all__ = ["Patience", "code_of", "is_transient", "status_of", "wrapped"]
 

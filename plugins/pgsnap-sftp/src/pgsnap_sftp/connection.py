@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.remote import Patience
+from pgsnap.streams.retry import Patience
 
 __all__ = ["Connection", "wrapped"]
 

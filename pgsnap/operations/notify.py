@@ -1,0 +1,144 @@
+"""How an event reaches people: redacted, to every notifier that wants it, all at once, in bounded time.
+
+    emit(pipeline, Suspect.of(report, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
+
+Whatever a notifier does, the caller goes on: what fails or takes too long comes back as a sentence. ``deliver`` is for notifiers:
+it repeats an attempt as long as that makes sense and the time lasts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from pgsnap.components.contracts import Notifier
+from pgsnap.components.events import Event
+from pgsnap.components.redact import Redactor
+from pgsnap.errors import NotifyError
+from pgsnap.streams import Stalled, drain, fan_out
+
+if TYPE_CHECKING:
+    from pgsnap.pipeline import Pipeline
+
+__all__ = ["NOTIFY_SECONDS", "Voice", "deliver", "emit", "redacted", "tell"]
+
+T = TypeVar("T")
+
+NOTIFY_SECONDS = 60.0
+"""Seconds that all messages of one run together may take, unless the pipeline says otherwise."""
+LEAST_SECONDS = 2.0
+"""What a message gets even where those before it have used up the time."""
+GRACE = 0.5
+"""Seconds to wait for the thread of a notifier that was given up."""
+
+
+def emit(pipeline: Pipeline, event: Event, *, timeout: float | None = None) -> tuple[str, ...]:
+    """Tell an event to the notifiers of a pipeline, without its secrets; return what failed, a sentence each.
+
+    Args:
+        timeout: Seconds that it may take in all; by default the pipeline's ``notify_timeout``.
+    """
+    redact = Redactor.from_components(pipeline.components)
+    return tell(pipeline.notifiers, event, redact=redact, timeout=timeout or pipeline.notify_timeout)
+
+
+class Voice:
+    """Tells the events of one run, which share one time limit; ``errors`` collects what failed."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._left = pipeline.notify_timeout
+        self.errors: list[str] = []
+
+    def wanted(self, event: Event) -> bool:
+        """Return whether anybody wants to hear it."""
+        return any(notifier.wants(event) for notifier in self._pipeline.notifiers)
+
+    def tell(self, event: Event, *, at_most: float | None = None) -> None:
+        """Tell one event, within ``at_most`` seconds and what is left of the run's limit (but two seconds at least)."""
+        began = time.monotonic()
+        left = max(LEAST_SECONDS, self._left)
+        self.errors += emit(self._pipeline, event, timeout=left if at_most is None else min(left, at_most))
+        self._left -= time.monotonic() - began
+
+
+def tell(notifiers: Sequence[Notifier], event: Event, *, redact: Redactor, timeout: float = NOTIFY_SECONDS) -> tuple[str, ...]:
+    """Hand an event to every notifier that wants it, all at once; return the failures as sentences, in their order.
+
+    A notifier that does not come back within ``timeout`` seconds is given up, its thread left behind.
+    """
+    chosen = [notifier for notifier in notifiers if notifier.wants(event)]
+    if not chosen:
+        return ()
+    clean = redacted(event, redact)
+    patience = max(timeout - 2 * GRACE, timeout / 2)  # of the notifier itself; it shall find the better words
+    limit = max(timeout - 1.5 * GRACE, timeout * 0.6)
+
+    def consumer(notifier: Notifier) -> Callable[[Iterator[bytes]], None]:
+        def consume(stream: Iterator[bytes]) -> None:
+            drain(stream)
+            notifier.notify(clean, timeout=patience)
+
+        return consume
+
+    outcomes = fan_out((), [consumer(notifier) for notifier in chosen], finish=limit, grace=GRACE)
+    errors = []
+    for notifier, outcome in zip(chosen, outcomes, strict=True):
+        error = outcome.error
+        if error is not None:
+            if isinstance(error, NotifyError):
+                text = str(error)
+            elif isinstance(error, Stalled):
+                text = f"it did not come back within {timeout:.0f} s; look at its network, or raise notify_timeout."
+            else:
+                text = f"{type(error).__name__}: {error}"
+            errors.append(redact(f"the notifier {notifier.name!r} failed: {text}"))
+    return tuple(errors)
+
+
+def redacted(event: Event, redact: Redactor) -> Event:
+    """Return an event without secrets in any of its texts."""
+    result: Event = _clean(event, redact)
+    return result
+
+
+def _clean(value: Any, redact: Redactor) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, tuple):
+        return tuple(_clean(item, redact) for item in value)
+    if attrs.has(type(value)):
+        changes = {field.name: _clean(getattr(value, field.name), redact) for field in attrs.fields(type(value))}
+        return attrs.evolve(value, **changes)
+    return value
+
+
+def deliver(attempt: Callable[[float], T], *, timeout: float) -> T:
+    """Call ``attempt(seconds left)`` until it succeeds, for at most ``timeout`` seconds; return what it returns.
+
+    It is repeated after a ``NotifyError`` that is ``transient``: after the time that the receiver asked for, else after half a
+    second, one, two … with some chance in it. Where that time is not left, the error comes out at once.
+
+    Raises:
+        NotifyError: that of the last attempt.
+    """
+    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential, wait_random
+
+    deadline = time.monotonic() + timeout
+    backoff = wait_exponential(multiplier=0.5, max=10) + wait_random(0, 0.5)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, NotifyError) else None
+        return backoff(state) if asked is None else max(0.0, asked)
+
+    def again(error: BaseException) -> bool:
+        return isinstance(error, NotifyError) and error.transient
+
+    for each in Retrying(stop=stop_before_delay(timeout), wait=wait, retry=retry_if_exception(again), reraise=True):
+        with each:
+            result = attempt(max(0.1, deadline - time.monotonic()))
+    return result
