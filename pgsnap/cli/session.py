@@ -81,7 +81,7 @@ class Session:
 
         path = Path(self.config_path) if self.config_path else None
         config = load(path) if roles is None else load(path, roles=roles)  # type: ignore[arg-type]
-        self._redactor = Redactor.for_pipelines(config.pipelines.values())
+        self._redactor = Redactor.from_components(config.pipelines.values())
         self._config = config
         return config
 

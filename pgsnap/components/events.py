@@ -21,14 +21,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import attrs
 
 from pgsnap.components.values import format_duration, format_size
-
-if TYPE_CHECKING:
-    from pgsnap.operations.reports import BackupReport
 
 __all__ = [
     "EVENTS",
@@ -194,25 +191,6 @@ class Finished(Event):
     last_size: int | None = None
     last_stored_size: int | None = None
     quorum: int = 1
-
-    @classmethod
-    def of(cls, report: BackupReport, **more: Any) -> Self:
-        """Return the event of a report; keywords are fields, ``text`` is the report's unless given."""
-        kept = [store.label for store in report.stores if store.ok]
-        fields: dict[str, Any] = {
-            "pipeline": report.pipeline,
-            "id": report.id,
-            "text": report.text,
-            "started": report.started,
-            "ended": report.ended,
-            "size": report.size,
-            "stored_size": report.stored_size,
-            "stores": tuple(StoreOutcome(label=store.label, error=store.error) for store in report.stores),
-            "quorum": report.quorum,
-            "recover": tuple(f"{label}/{report.pipeline}/{report.id}/RECOVER.txt" for label in kept),
-            "notes": report.notes,
-        }
-        return cls(**(fields | more))
 
     @property
     def seconds(self) -> float:

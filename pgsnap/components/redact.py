@@ -22,15 +22,12 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
 import attrs
 
 from pgsnap.components.values import MASK, Secret
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["Redactor", "secrets_in"]
 
@@ -70,11 +67,6 @@ class Redactor:
     def from_components(cls, components: Iterable[object], *, extra: Iterable[str] = ()) -> Redactor:
         """Return a redactor of every secret that the fields of components hold, and of ``extra`` values."""
         return cls({*extra, *(value for component in components for value in secrets_in(component))})
-
-    @classmethod
-    def for_pipelines(cls, pipelines: Iterable[Pipeline], *, extra: Iterable[str] = ()) -> Redactor:
-        """Return a redactor of every secret that the components of pipelines hold, and of ``extra`` values."""
-        return cls.from_components(pipelines, extra=extra)
 
     def __call__(self, text: str) -> str:
         """Return ``text`` with every known secret replaced by ``***``."""

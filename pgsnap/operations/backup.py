@@ -13,11 +13,10 @@ import contextlib
 import json
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from importlib.metadata import version
 
 import attrs
 
-import pgsnap
 from pgsnap.components.contracts import Artifact, Store
 from pgsnap.components.events import Failed, Partial, Pruned, Started, Succeeded, Suspect
 from pgsnap.components.run import Progress, Run
@@ -35,7 +34,9 @@ from pgsnap.errors import (
 )
 from pgsnap.operations.catch_up import catch_up
 from pgsnap.operations.notify import Voice
+from pgsnap.operations.prune import prune
 from pgsnap.operations.reports import BackupReport, CopyReport, PruneReport, StoreResult
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.operations.summary import is_due, last_backup, summarize
 from pgsnap.repository.catalog import Catalog, scan
 from pgsnap.repository.guard import judge
@@ -57,9 +58,6 @@ from pgsnap.repository.store_set import QUIET, StoreSet
 from pgsnap.streams import Chunks, Tap, take
 from pgsnap.streams.process import step_back, watch
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["backup"]
 
 REFRESH = 600.0
@@ -70,7 +68,7 @@ STOPPED_SECONDS = 15.0
 """Seconds for telling of a run that a signal ended: who sent it waits some 30 before the next one kills."""
 
 
-def backup(pipeline: Pipeline, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
+def backup(pipeline: PipelineSpec, *, progress: Progress | None = None, now: datetime | None = None) -> BackupReport:
     """Back a pipeline up once.
 
     Returns:
@@ -90,7 +88,7 @@ def backup(pipeline: Pipeline, *, progress: Progress | None = None, now: datetim
 class _Backup:
     """The state of one run: what was written where."""
 
-    def __init__(self, pipeline: Pipeline, run: Run, started: datetime) -> None:
+    def __init__(self, pipeline: PipelineSpec, run: Run, started: datetime) -> None:
         self.pipeline = pipeline
         self.run = run
         self.started = started
@@ -170,7 +168,7 @@ class _Backup:
             pipeline=self.pipeline.name,
             started=self.started,
             ended=datetime.now(UTC),
-            pgsnap=pgsnap.__version__,
+            pgsnap=version("pgsnap"),
             dumper=StageRecord(name=dumper.name, version=dumper.version, facts=plain_mapping(dump.facts)),
             artifacts=tuple(records),
             files=tuple(files),
@@ -247,7 +245,7 @@ class _Backup:
         if self.suspect or not self.pipeline.auto_prune or len(self.committed) < self.pipeline.quorum:
             return
         try:
-            self.pruned = self.pipeline.prune(stores=self.committed)
+            self.pruned = prune(self.pipeline, stores=self.committed)
         except PgsnapError as error:
             self.notes.append(f"nothing was pruned: {error}")
         except Exception as error:
@@ -376,8 +374,8 @@ class _Backup:
             log.error("the command was: %s", " ".join(error.argv))
             for line in error.stderr.splitlines():
                 log.error("it wrote: %s", line)
-        event = Failed.of(
-            self.report(),
+        event = self.report().event(
+            Failed,
             text=f"{self.pipeline.name}: no backup was made. {cause}",
             cause=cause,
             next_step=_next_step(error, self.pipeline.name),
@@ -389,20 +387,20 @@ class _Backup:
         """Tell where the backup is, compared with the one before; and that all is well, where that is due."""
         report = self.report()
         last = None
-        if self.voice.wanted(Succeeded.of(report)) or self.pipeline.summary != "never":
+        if self.voice.wanted(report.event(Succeeded)) or self.pipeline.summary != "never":
             last = last_backup(self.pipeline, self.run.id)
         more = {"last_size": last.size, "last_stored_size": last.stored_size} if last else {}
         lost = [store.error for store in report.stores if not store.ok] + list(report.catch_up_errors)
         if report.suspect:
             next_step = f"Look at it, and at the database; if all is right: pgsnap ack {self.run.id}"
             cause = ", ".join(report.suspect)
-            self.voice.tell(Suspect.of(report, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+            self.voice.tell(report.event(Suspect, cause=cause, next_step=next_step, log=self.run.log.text, **more))
         elif lost:
             next_step = f"When that is put right, bring it up to date without another dump: pgsnap copy {self.pipeline.name}"
             cause = " ".join(lost)
-            self.voice.tell(Partial.of(report, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+            self.voice.tell(report.event(Partial, cause=cause, next_step=next_step, log=self.run.log.text, **more))
         else:
-            self.voice.tell(Succeeded.of(report, **more))
+            self.voice.tell(report.event(Succeeded, **more))
         for store in self.pruned.stores if self.pruned else ():
             if store.deleted or store.refused:
                 kept = len(store.decisions) - len(store.deleted)

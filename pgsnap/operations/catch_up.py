@@ -7,18 +7,15 @@ over, and the next run (or ``pgsnap copy``, which copies everything) goes on fro
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pgsnap.components.run import Progress, Run
 from pgsnap.errors import Aborted, Denied
 from pgsnap.operations.copy import copy_missing
 from pgsnap.operations.reports import CopyReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import Backup, Catalog, scan
 from pgsnap.repository.store_set import StoreSet
 from pgsnap.stores.timeouts import Limits
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["catch_up"]
 
@@ -27,7 +24,7 @@ NEWEST = 10
 LISTING = Limits(stall=30, finish=60, grace=5)
 
 
-def catch_up(pipeline: Pipeline, id: str, *, seconds: float, progress: Progress) -> CopyReport:
+def catch_up(pipeline: PipelineSpec, id: str, *, seconds: float, progress: Progress) -> CopyReport:
     """Copy to each store what it is owed, the newest first, within ``seconds``.
 
     A store that may not be listed, because its key only writes, cannot be caught up; it is left out without a word. One that
@@ -56,7 +53,7 @@ def catch_up(pipeline: Pipeline, id: str, *, seconds: float, progress: Progress)
     return CopyReport(pipeline=pipeline.name, copied=copied, errors=tuple(errors))
 
 
-def owed_to(pipeline: Pipeline, catalog: Catalog, number: int) -> list[Backup]:
+def owed_to(pipeline: PipelineSpec, catalog: Catalog, number: int) -> list[Backup]:
     """Return what a store lacks of the newest backups and what its policy would keep, the newest first.
 
     What decides for a prune of the store decides here too, over what the store has and lacks.

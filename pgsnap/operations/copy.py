@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -11,6 +10,7 @@ from pgsnap.components.contracts import Store
 from pgsnap.components.run import Progress, Run
 from pgsnap.errors import BusyError, Denied, IntegrityError, PgsnapError, StoreError
 from pgsnap.operations.reports import CopyReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.blocks import read_file, read_objects
 from pgsnap.repository.catalog import Backup, Catalog
 from pgsnap.repository.lease import lease
@@ -18,14 +18,11 @@ from pgsnap.repository.manifest import MANIFEST, FileRecord, Manifest, ObjectRec
 from pgsnap.repository.store_set import StoreSet
 from pgsnap.streams import Stream, drain
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["copy", "copy_missing", "read_item", "state_of"]
 
 
 def copy(
-    pipeline: Pipeline, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None
+    pipeline: PipelineSpec, *, to: str | None = None, backups: Sequence[str] = (), progress: Progress | None = None
 ) -> CopyReport:
     """Copy the backups that a store lacks from those that have them, the newest first. Holds a few blocks.
 
@@ -54,7 +51,7 @@ def copy(
     return attrs.evolve(report, copied=copied, errors=failures + report.errors)
 
 
-def copy_missing(pipeline: Pipeline, catalog: Catalog, wanted: Mapping[int, Sequence[Backup]], run: Run) -> CopyReport:
+def copy_missing(pipeline: PipelineSpec, catalog: Catalog, wanted: Mapping[int, Sequence[Backup]], run: Run) -> CopyReport:
     """Copy to each store (by position) the backups that it lacks, in that order; one that fails is left for the next store.
 
     Raises:
@@ -88,7 +85,7 @@ def copy_missing(pipeline: Pipeline, catalog: Catalog, wanted: Mapping[int, Sequ
     )
 
 
-def _copy_one(pipeline: Pipeline, catalog: Catalog, backup: Backup, number: int, run: Run) -> None:
+def _copy_one(pipeline: PipelineSpec, catalog: Catalog, backup: Backup, number: int, run: Run) -> None:
     manifest, text = catalog.manifest_text(backup)
     sources = [pipeline.stores[n] for n in backup.stores]
     target = StoreSet([pipeline.stores[number]], run, pipeline.limits)

@@ -8,24 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pgsnap.components.contracts import Store
 from pgsnap.components.run import Run
 from pgsnap.errors import ConfigError, PgsnapError, StoreError
 from pgsnap.operations.prune import delete_backups
 from pgsnap.operations.reports import MarkReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import Backup, Catalog, scan
 from pgsnap.repository.lease import lease
 from pgsnap.repository.manifest import ACK, HELD, folder
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["acknowledge", "delete", "hold", "release"]
 
 
-def acknowledge(pipeline: Pipeline, backup: str) -> MarkReport:
+def acknowledge(pipeline: PipelineSpec, backup: str) -> MarkReport:
     """Say that somebody has looked at a backup that is suspect or failed a proof. A suspect one counts as good from now on, and
     what comes is measured by it; one that failed a proof does not count, but no longer freezes pruning.
 
@@ -36,7 +33,7 @@ def acknowledge(pipeline: Pipeline, backup: str) -> MarkReport:
     return _each(pipeline, backup, lambda store, found: _put(store, pipeline.name, found.id, ACK))
 
 
-def hold(pipeline: Pipeline, backup: str) -> MarkReport:
+def hold(pipeline: PipelineSpec, backup: str) -> MarkReport:
     """Let nothing delete a backup until it is released. Under the lease, so that no prune has decided otherwise a moment ago.
 
     Raises:
@@ -52,7 +49,7 @@ def hold(pipeline: Pipeline, backup: str) -> MarkReport:
     return _each(pipeline, backup, work)
 
 
-def release(pipeline: Pipeline, backup: str) -> MarkReport:
+def release(pipeline: PipelineSpec, backup: str) -> MarkReport:
     """End a hold; raises as ``acknowledge`` does."""
 
     def work(store: Store, found: Backup) -> None:
@@ -63,7 +60,7 @@ def release(pipeline: Pipeline, backup: str) -> MarkReport:
     return _each(pipeline, backup, work)
 
 
-def delete(pipeline: Pipeline, backup: str) -> MarkReport:
+def delete(pipeline: PipelineSpec, backup: str) -> MarkReport:
     """Delete one backup from all stores, whatever the policy says; the floor of good ones stands.
 
     Raises:
@@ -111,7 +108,7 @@ def _put(store: Store, pipeline: str, id: str, name: str) -> None:
         raise StoreError(f"{store.label}: {id} was deleted in this moment.", store.label)
 
 
-def _each(pipeline: Pipeline, backup: str, work: Callable[[Store, Backup], None]) -> MarkReport:
+def _each(pipeline: PipelineSpec, backup: str, work: Callable[[Store, Backup], None]) -> MarkReport:
     """Do something in each store that holds a backup; raise only if it was done nowhere."""
     pipeline = pipeline.bounded
     catalog = Catalog.read(pipeline.name, pipeline.stores)

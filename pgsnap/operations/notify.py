@@ -1,6 +1,6 @@
 """How an event reaches people: redacted, to every notifier that wants it, all at once, in bounded time.
 
-    emit(pipeline, Suspect.of(report, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
+    emit(pipeline, report.event(Suspect, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
 
 Whatever a notifier does, the caller goes on: what fails or takes too long comes back as a sentence. ``deliver`` is for notifiers:
 it repeats an attempt as long as that makes sense and the time lasts.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -18,10 +18,8 @@ from pgsnap.components.contracts import Notifier
 from pgsnap.components.events import Event
 from pgsnap.components.redact import Redactor
 from pgsnap.errors import NotifyError
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.streams import Stalled, drain, fan_out
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["NOTIFY_SECONDS", "Voice", "deliver", "emit", "redacted", "tell"]
 
@@ -35,7 +33,7 @@ GRACE = 0.5
 """Seconds to wait for the thread of a notifier that was given up."""
 
 
-def emit(pipeline: Pipeline, event: Event, *, timeout: float | None = None) -> tuple[str, ...]:
+def emit(pipeline: PipelineSpec, event: Event, *, timeout: float | None = None) -> tuple[str, ...]:
     """Tell an event to the notifiers of a pipeline, without its secrets; return what failed, a sentence each.
 
     Args:
@@ -48,7 +46,7 @@ def emit(pipeline: Pipeline, event: Event, *, timeout: float | None = None) -> t
 class Voice:
     """Tells the events of one run, which share one time limit; ``errors`` collects what failed."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: PipelineSpec) -> None:
         self._pipeline = pipeline
         self._left = pipeline.notify_timeout
         self.errors: list[str] = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -24,14 +24,12 @@ from pgsnap.components.run import Progress, Run
 from pgsnap.components.values import format_duration
 from pgsnap.errors import BusyError, PgsnapError, StoreError
 from pgsnap.operations.reports import PruneReport, StorePrune
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import Catalog, StoredBackup, scan
 from pgsnap.repository.lease import lease
 from pgsnap.repository.manifest import MANIFEST, PRUNED, folder
 from pgsnap.repository.object_lock import extend_locks
 from pgsnap.repository.retention import SKEW, decide
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["ORPHAN_AGE", "delete_backups", "prune"]
 
@@ -45,7 +43,7 @@ KEYS = 1000
 
 
 def prune(
-    pipeline: Pipeline,
+    pipeline: PipelineSpec,
     *,
     dry_run: bool = False,
     stores: Collection[int] | None = None,
@@ -85,12 +83,12 @@ def prune(
     return PruneReport(pipeline=pipeline.name, stores=tuple(results), frozen=frozen, dry_run=dry_run)
 
 
-def _frozen(pipeline: Pipeline, catalog: Catalog) -> tuple[str, ...]:
+def _frozen(pipeline: PipelineSpec, catalog: Catalog) -> tuple[str, ...]:
     suspicion = catalog.suspicion(pipeline.guard)
     return (*catalog.unjudged, *((suspicion,) if suspicion else ()))
 
 
-def _look(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime) -> StorePrune:
+def _look(pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime) -> StorePrune:
     store = pipeline.stores[number]
     decisions = decide(pipeline.policy(store), pipeline.timezone, catalog.candidates(number), now)
     orphans = [stored.id for stored in catalog.scans[number].values() if _is_orphan(stored, now)]
@@ -98,7 +96,7 @@ def _look(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime) -> S
 
 
 def _locked(
-    pipeline: Pipeline, catalog: Catalog, number: int, now: datetime, run: Run, done: StorePrune, *, dry_run: bool = False
+    pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime, run: Run, done: StorePrune, *, dry_run: bool = False
 ) -> StorePrune:
     """Extend the locks of what was decided to stay, and add that to what was done."""
     scanned = catalog.scans[number]
@@ -107,7 +105,7 @@ def _locked(
     return attrs.evolve(done, extended=tuple(extended), unlocked=unlocked)
 
 
-def _prune_store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime, run: Run, *, frozen: bool) -> StorePrune:
+def _prune_store(pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime, run: Run, *, frozen: bool) -> StorePrune:
     store = pipeline.stores[number]
     done = StorePrune(label=store.label)
     try:

@@ -6,8 +6,6 @@ agreement of all stores that can be read. Which of two manifests is right is not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import attrs
 
 from pgsnap.components.contracts import Store
@@ -15,19 +13,17 @@ from pgsnap.components.run import Progress, Run
 from pgsnap.errors import IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
 from pgsnap.operations.copy import read_item, state_of
 from pgsnap.operations.reports import VerifyReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.operations.verify import announced, verify
 from pgsnap.repository.catalog import Backup, Catalog, load_manifest_text, read_bounded
 from pgsnap.repository.manifest import MANIFEST, folder
 from pgsnap.repository.store_set import StoreSet
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["repair"]
 
 
 def repair(
-    pipeline: Pipeline,
+    pipeline: PipelineSpec,
     *,
     backup: str = "latest",
     decode: bool = False,
@@ -51,7 +47,7 @@ def repair(
     return announced(pipeline, report) if notify else report
 
 
-def _repaired(pipeline: Pipeline, backup: str, decode: bool, record: bool, progress: Progress | None) -> VerifyReport:
+def _repaired(pipeline: PipelineSpec, backup: str, decode: bool, record: bool, progress: Progress | None) -> VerifyReport:
     first = verify(pipeline, backup=backup, decode=decode, record=record, progress=progress)
     if first.ok:
         return first
@@ -80,7 +76,7 @@ def _repaired(pipeline: Pipeline, backup: str, decode: bool, record: bool, progr
     return attrs.evolve(verify(pipeline, backup=first.id, decode=decode, record=record, progress=progress), repaired=repaired)
 
 
-def _heal(pipeline: Pipeline, found: Backup, number: int, keys: list[str], run: Run) -> None:
+def _heal(pipeline: PipelineSpec, found: Backup, number: int, keys: list[str], run: Run) -> None:
     """Replace what is damaged in one store; put the keys of what was replaced into ``keys``."""
     store = pipeline.stores[number]
     others = [pipeline.stores[n] for n in found.stores if n != number]

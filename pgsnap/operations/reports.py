@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import attrs
 
+from pgsnap.components.events import Finished, StoreOutcome
 from pgsnap.components.values import format_duration, format_size
 from pgsnap.repository.manifest import Manifest
 from pgsnap.repository.retention import Decision
@@ -23,6 +25,7 @@ __all__ = [
     "worst",
 ]
 
+F = TypeVar("F", bound=Finished)
 _SEVERITY = (1, 4, 3, 0)
 
 
@@ -92,6 +95,23 @@ class BackupReport:
     def kept_in(self) -> tuple[str, ...]:
         """Labels of the stores that hold the backup."""
         return tuple(store.label for store in self.stores if store.ok)
+
+    def event(self, kind: type[F], **more: Any) -> F:
+        """Return the event of a kind that reports this run; keywords are its fields, ``text`` is the report's unless given."""
+        fields: dict[str, Any] = {
+            "pipeline": self.pipeline,
+            "id": self.id,
+            "text": self.text,
+            "started": self.started,
+            "ended": self.ended,
+            "size": self.size,
+            "stored_size": self.stored_size,
+            "stores": tuple(StoreOutcome(label=store.label, error=store.error) for store in self.stores),
+            "quorum": self.quorum,
+            "recover": tuple(f"{label}/{self.pipeline}/{self.id}/RECOVER.txt" for label in self.kept_in),
+            "notes": self.notes,
+        }
+        return kind(**(fields | more))
 
     @property
     def exit_code(self) -> int:

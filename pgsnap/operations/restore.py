@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pgsnap.components.contracts import Dumper, RestoreRequest
 from pgsnap.components.registry import Registry
 from pgsnap.components.run import Progress, Run
 from pgsnap.errors import PluginError
 from pgsnap.operations.reports import RestoreReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import Catalog
 from pgsnap.repository.manifest import Manifest
 from pgsnap.repository.source import BackupSource
 from pgsnap.repository.stages import finder
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["dumper_of", "open_source", "restore"]
 
 
 def restore(
-    pipeline: Pipeline, request: RestoreRequest, *, backup: str = "latest", progress: Progress | None = None
+    pipeline: PipelineSpec, request: RestoreRequest, *, backup: str = "latest", progress: Progress | None = None
 ) -> RestoreReport:
     """Restore one backup of a pipeline; which one as in ``Catalog.find``.
 
@@ -50,7 +47,7 @@ def restore(
     )
 
 
-def open_source(pipeline: Pipeline, backup: str, run: Run) -> tuple[BackupSource, list[str]]:
+def open_source(pipeline: PipelineSpec, backup: str, run: Run) -> tuple[BackupSource, list[str]]:
     """Return a backup to read from, and the list into which each change of store is noted."""
     pipeline = pipeline.bounded
     catalog = Catalog.read(pipeline.name, pipeline.stores)
@@ -73,7 +70,7 @@ def open_source(pipeline: Pipeline, backup: str, run: Run) -> tuple[BackupSource
     return source, notes
 
 
-def dumper_of(pipeline: Pipeline, manifest: Manifest) -> Dumper:
+def dumper_of(pipeline: PipelineSpec, manifest: Manifest) -> Dumper:
     """Return the dumper that understands a backup: the pipeline's if it made it, else the registry's with its defaults."""
     if pipeline.dump.name == manifest.dumper.name:
         return pipeline.dump

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import attrs
 
 from pgsnap.components.run import Run
 from pgsnap.components.values import Finding, format_duration
 from pgsnap.errors import Denied, IntegrityError, PgsnapError
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import LOOKS, Backup, Catalog, Proof, load_manifest
 from pgsnap.repository.manifest import ACK, HELD, PRUNED, RUNNING
 from pgsnap.repository.retention import SKEW, Coverage, coverage
 from pgsnap.repository.store_set import StoreSet
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["PipelineStatus", "StoreStatus", "openmetrics", "status"]
 
@@ -81,7 +78,7 @@ class PipelineStatus:
         return 4 if "error" in levels else 3 if "warning" in levels else 0
 
 
-def status(pipeline: Pipeline, *, max_age: float | None = None, now: datetime | None = None) -> PipelineStatus:
+def status(pipeline: PipelineSpec, *, max_age: float | None = None, now: datetime | None = None) -> PipelineStatus:
     """Read the stores and say what is there. Lists each store once, and reads a few of the newest manifests.
 
     Args:
@@ -122,7 +119,7 @@ def status(pipeline: Pipeline, *, max_age: float | None = None, now: datetime | 
     )
 
 
-def _store(pipeline: Pipeline, catalog: Catalog, number: int, now: datetime) -> StoreStatus:
+def _store(pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime) -> StoreStatus:
     store = pipeline.stores[number]
     candidates = catalog.candidates(number)
     good = [c for c in candidates if not c.bad and c.time <= now + SKEW]
@@ -165,7 +162,7 @@ def _findings(store: StoreStatus, max_age: float | None) -> Iterable[Finding]:
             yield Finding("info", store.label, f"{rule}: {found.have} of the last {found.want} have a backup.")
 
 
-def _unread(pipeline: Pipeline, catalog: Catalog) -> Iterable[Finding]:
+def _unread(pipeline: PipelineSpec, catalog: Catalog) -> Iterable[Finding]:
     """Yield a finding for each store that can be listed and whose newest manifest cannot be read; all are tried at once.
 
     That a key may only list is no fault of the store.

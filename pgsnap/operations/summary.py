@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -18,13 +17,11 @@ from pgsnap.components.events import StoreSummary, Summary, now
 from pgsnap.components.run import Run
 from pgsnap.components.values import backup_time
 from pgsnap.errors import PgsnapError
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.catalog import Catalog, StoredBackup, load_manifest, scan
 from pgsnap.repository.retention import next_expiry
 from pgsnap.repository.store_set import StoreSet
 from pgsnap.stores.timeouts import Limits
-
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
 
 __all__ = ["LastBackup", "is_due", "last_backup", "summarize"]
 
@@ -44,11 +41,11 @@ class LastBackup:
     stored_size: int | None = None
 
 
-def _looks(pipeline: Pipeline) -> StoreSet:
+def _looks(pipeline: PipelineSpec) -> StoreSet:
     return StoreSet(pipeline.stores, Run(pipeline.name), PATIENCE)
 
 
-def last_backup(pipeline: Pipeline, before: str) -> LastBackup | None:
+def last_backup(pipeline: PipelineSpec, before: str) -> LastBackup | None:
     """Return the newest backup with an id before the given one, in whatever store has it; None if there is none to be seen."""
 
     def look(store: Store) -> LastBackup | None:
@@ -65,7 +62,7 @@ def last_backup(pipeline: Pipeline, before: str) -> LastBackup | None:
     return max(found, key=lambda each: (each.id, each.size is not None), default=None)
 
 
-def is_due(pipeline: Pipeline, last: LastBackup | None, when: datetime) -> bool:
+def is_due(pipeline: PipelineSpec, last: LastBackup | None, when: datetime) -> bool:
     """Return whether a run at ``when`` is the first of its day, week or month, as ``pipeline.summary`` has it.
 
     Nothing is kept for that but the backups themselves: the one before lies in an earlier period, in the pipeline's time zone.
@@ -78,7 +75,7 @@ def is_due(pipeline: Pipeline, last: LastBackup | None, when: datetime) -> bool:
     return before != after
 
 
-def summarize(pipeline: Pipeline, *, when: datetime | None = None) -> Summary:
+def summarize(pipeline: PipelineSpec, *, when: datetime | None = None) -> Summary:
     """Return the summary of the last day, week or month (a week where the pipeline asks for none)."""
     when = when or now()
     since = when - timedelta(days={"daily": 1, "monthly": 31}.get(pipeline.summary, 7))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -14,6 +13,7 @@ from pgsnap.components.run import Progress, Run
 from pgsnap.errors import Denied, IntegrityError, ManifestError, PgsnapError, StoreError
 from pgsnap.operations.notify import emit
 from pgsnap.operations.reports import VerifyReport
+from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.blocks import read_file, read_objects
 from pgsnap.repository.catalog import Backup, Catalog, StoredBackup, load_manifest, proof_key
 from pgsnap.repository.manifest import Manifest, NewerFormat, folder
@@ -21,14 +21,11 @@ from pgsnap.repository.source import BackupSource
 from pgsnap.repository.stages import finder
 from pgsnap.streams import drain
 
-if TYPE_CHECKING:
-    from pgsnap.pipeline import Pipeline
-
 __all__ = ["announced", "verify"]
 
 
 def verify(
-    pipeline: Pipeline,
+    pipeline: PipelineSpec,
     *,
     backup: str = "latest",
     decode: bool = False,
@@ -80,7 +77,7 @@ def verify(
     return announced(pipeline, report) if notify else report
 
 
-def announced(pipeline: Pipeline, report: VerifyReport) -> VerifyReport:
+def announced(pipeline: PipelineSpec, report: VerifyReport) -> VerifyReport:
     """Tell the result to the pipeline's notifiers; return the report with what failed of that."""
     return attrs.evolve(report, notify_errors=emit(pipeline, _event(report)))
 
@@ -116,7 +113,7 @@ def _event(report: VerifyReport) -> Verified:
 
 
 def _verify_in(
-    store: Store, pipeline: Pipeline, found: Backup, decode: bool, run: Run
+    store: Store, pipeline: PipelineSpec, found: Backup, decode: bool, run: Run
 ) -> tuple[list[PgsnapError], list[str], int]:
     """Return what is wrong with a backup in one store, what is whole and cannot be decoded, and the bytes read."""
     try:

@@ -154,9 +154,9 @@ def test_shows_no_value_in_its_repr_and_pickles() -> None:
 def test_walks_pipelines(make: object) -> None:
     """A pipeline's parts are found through its own fields."""
     pipeline = make(notifiers=[ToyNotifier(webhook=Secret("hook-secret"))])  # type: ignore[operator]
-    assert "***" == Redactor.for_pipelines([pipeline])("hook-secret")
+    assert "***" == Redactor.from_components([pipeline])("hook-secret")
     assert ["hook-secret"] == [value for value in secrets_in(pipeline) if "hook" in value]
-    assert "*** ***" == Redactor.for_pipelines([pipeline], extra=["argument"])("argument hook-secret")
+    assert "*** ***" == Redactor.from_components([pipeline], extra=["argument"])("argument hook-secret")
 
 
 @pytest.fixture
