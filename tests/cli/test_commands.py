@@ -25,6 +25,7 @@ import click
 import pytest
 
 from pgsnap.cli import cli
+from programs import missing
 
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference" / "cli.md"
@@ -457,7 +458,10 @@ def on_terminal(toys: Toys) -> Callable[..., tuple[int, str]]:
     """Run the command on a terminal of 80 columns; return its exit code and all that it wrote."""
 
     def run(*arguments: str, **env: str) -> tuple[int, str]:
-        master, slave = os.openpty()
+        try:
+            master, slave = os.openpty()
+        except OSError:
+            missing("a pseudo-terminal")
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         environment = {k: v for k, v in toys.desk.env.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")}
         environment |= {"PYTHONPATH": str(toys.folder / "lib"), "TERM": "xterm-256color", **env}

@@ -19,6 +19,8 @@ from pgsnap_postgres import PgDump
 from pgsnap_postgres.server import Server, throwaway_server
 from pgsnap_zstd import Zstd
 
+pytestmark = pytest.mark.needs_old_server
+
 DEMO = Path(__file__).parent.parent.parent / "examples" / "demo"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, cast
@@ -13,6 +15,13 @@ import pytest
 from pgsnap import Facts, IntegrityError, Secret, StageError, Transform
 from pgsnap.streams import CHUNK, ChunkReader, Chunks, Stream
 from pgsnap.testing import TransformConformance
+
+UNFRAME = """
+import sys
+read = sys.stdin.buffer.read
+while size := int.from_bytes(read(4), "big"):
+    sys.stdout.buffer.write(read(size))
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,13 +61,20 @@ class Framed(Transform):
             raise IntegrityError("trailing data.")
 
     def command(self, facts: Facts) -> str | None:
-        return "no-such-program-here -d"
+        return shlex.join([sys.executable, "-c", UNFRAME])
 
 
 class TestTheKitPassesAGoodOne(TransformConformance):
     @pytest.fixture
     def transform(self) -> Framed:
         return Framed()
+
+
+def test_a_program_that_is_missing_skips_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit says what is not installed; an author's machine need not have every program."""
+    monkeypatch.setattr(Framed, "command", lambda self, facts: "no-such-program-here -d")
+    with pytest.raises(pytest.skip.Exception, match="no-such-program-here is not installed"):
+        TestTheKitPassesAGoodOne().test_the_shell_command_decodes(Framed(), {})
 
 
 # --- bad ones ----------------------------------------------------------------------------------------------------------------

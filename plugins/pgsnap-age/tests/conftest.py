@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
+import asyncssh
 import attrs
 import pytest
 
@@ -42,12 +41,12 @@ def bob(folder: Path) -> KeyPair:
 
 
 def ssh_key(folder: Path, kind: str, passphrase: str = "") -> KeyPair:
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("ssh-keygen is not installed")
     file = folder / f"id_{kind}{passphrase}"
     if not file.exists():
-        command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "someone@somewhere", "-f", str(file)]
-        subprocess.run(command, check=True)
+        key = asyncssh.generate_private_key(f"ssh-{kind}", comment="someone@somewhere")
+        key.write_private_key(str(file), passphrase=passphrase or None)
+        key.write_public_key(str(file.with_suffix(".pub")))
+        file.chmod(0o600)
     return KeyPair(file.with_suffix(".pub").read_text().strip(), file)
 
 

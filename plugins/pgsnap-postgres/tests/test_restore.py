@@ -39,6 +39,7 @@ from pgsnap_postgres.database_sql import database_sql
 from pgsnap_postgres.into_new import fitted
 from pgsnap_postgres.server import Server, throwaway_server
 from pgsnap_postgres.testing import SHOP_OWNER, MakeDatabase, database_name
+from programs import missing
 
 ID = "20261122T080000Z-4f3a"
 SHOP = "shop.dump"
@@ -887,27 +888,37 @@ def test_what_is_no_archive_is_refused(small: Files, server17: Server) -> None:
 # --- servers older than the client -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def old_server() -> Iterator[Server]:
+    """A server older than 17: one of those that the session ``majors`` has fetched, or 15 where the system has it."""
+    folder = os.environ.get("PGSNAP_TEST_BINDIRS", "").partition(os.pathsep)[0]
+    with contextlib.ExitStack() as stack:
+        try:
+            old = stack.enter_context(throwaway_server(bindir=Path(folder)) if folder else throwaway_server(major=15))
+        except ConfigError:
+            missing("a server older than PostgreSQL 17")
+        yield old
+
+
+@pytest.mark.needs_old_server
 @pytest.mark.parametrize("format", ["custom", "plain"])
 def test_a_backup_by_a_newer_client_goes_back_into_an_old_server(
-    server17: Server, server18: Server, monkeypatch: pytest.MonkeyPatch, format: str
+    server17: Server, server18: Server, old_server: Server, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     """pg_restore 17 sets transaction_timeout, which servers before 17 refuse; everything else they understand."""
-    try:
-        with throwaway_server(major=15) as old:
-            url = old.database_url("postgres")
-            query(old, "postgres", "CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 5000) n")
-            query(old, "postgres", "SELECT lo_from_bytea(7, 'abc')" if format == "custom" else "CREATE ROLE x")
-            taken = back_up(attrs.evolve(old, bindir=server17.bindir), url, server18, format)
-            facts = {**taken.facts, "client": {"major": 17}}
-            monkeypatch.setenv("PGSNAP_PG_BIN", server17.bindir)
-            restore(attrs.evolve(taken, facts=facts), old.database_url("copy"))
-            assert taken.data == text_of(old, "copy", server18, "-aOx")
-            tables = ("t",) if format == "custom" else ()
-            restore(attrs.evolve(taken, facts=facts), old.database_url("some"), tables=tables)
-            assert [(5000,)] == query(old, "some", "SELECT count(*) FROM t")
-            before = state(old)
-            with pytest.raises(Broken):
-                restore(attrs.evolve(taken, facts=facts).failing(fail_at(-1)), old.database_url("new"))
-            assert before == state(old)
-    except ConfigError as error:
-        pytest.skip(f"no server 15 here: {error}")
+    old = old_server
+    url = old.database_url("postgres")
+    query(old, "postgres", "CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 5000) n")
+    query(old, "postgres", "SELECT lo_from_bytea(7, 'abc')" if format == "custom" else "CREATE ROLE x")
+    taken = back_up(attrs.evolve(old, bindir=server17.bindir), url, server18, format)
+    facts = {**taken.facts, "client": {"major": 17}}
+    monkeypatch.setenv("PGSNAP_PG_BIN", server17.bindir)
+    restore(attrs.evolve(taken, facts=facts), old.database_url("copy"))
+    assert taken.data == text_of(old, "copy", server18, "-aOx")
+    tables = ("t",) if format == "custom" else ()
+    restore(attrs.evolve(taken, facts=facts), old.database_url("some"), tables=tables)
+    assert [(5000,)] == query(old, "some", "SELECT count(*) FROM t")
+    before = state(old)
+    with pytest.raises(Broken):
+        restore(attrs.evolve(taken, facts=facts).failing(fail_at(-1)), old.database_url("new"))
+    assert before == state(old)

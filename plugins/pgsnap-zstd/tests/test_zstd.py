@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 
 import pytest
@@ -64,10 +63,9 @@ def test_the_frame_has_a_checksum() -> None:
     assert encode(Zstd(), b"x")[4] & 0b100
 
 
+@pytest.mark.uses_programs
 def test_what_the_zstd_program_wrote_is_read() -> None:
     """A frame is a frame, whoever wrote it."""
-    if shutil.which("zstd") is None:
-        pytest.skip("zstd is not installed")
     plain = text(2 * CHUNK)
     foreign = subprocess.run(["zstd", "-c", "-3"], input=plain, capture_output=True, check=True).stdout
     assert plain == b"".join(Zstd().decode([foreign], {}))
