@@ -1,4 +1,4 @@
-"""Print the tests that were skipped wherever they were collected: skipped_everywhere.py REPORT.xml … (JUnit, as pytest writes them).
+"""Print the tests that were skipped wherever they were collected: skipped_everywhere.py REPORT.xml … (JUnit).
 
 Exit status 1 if there is one: a test that runs nowhere proves nothing.
 """
