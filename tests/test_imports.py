@@ -152,7 +152,7 @@ def test_threads_are_in_two_modules_only() -> None:
     assert ALLOWED_STARTERS >= {entry.rpartition("/")[2].split(":")[0] for entry in wrong}, wrong
 
 
-ALLOWED_STARTERS = {"server.py", "_keeper.py", "fault_proxy.py", "connection.py", "upload.py", "web.py"}
+ALLOWED_STARTERS = {"throwaway.py", "keeper.py", "fault_proxy.py", "connection.py", "upload.py", "web.py"}
 """pgsnap_postgres' throwaway server, which outlives any stream: the server itself and the keeper that stops it. The fault proxy
 of the tests, a process of its own, and their web server. The object stores' connections and what they share, whose coroutines run
 on the loop of fsspec's own thread. An upload to S3, whose parts wait by a Future for the answer to its creation."""

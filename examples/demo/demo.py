@@ -29,8 +29,8 @@ from rich.text import Text
 
 from pgsnap import ConfigError
 from pgsnap.components.values import format_size
+from pgsnap_postgres.connection.url import parse_url
 from pgsnap_postgres.server import Server, throwaway_server
-from pgsnap_postgres.url import parse_url
 
 HERE = Path(__file__).parent
 PGSNAP = str(Path(sys.executable).parent / "pgsnap")

@@ -76,8 +76,8 @@ def measure(title: str, make: Callable[[], Iterator[bytes]], check: Callable[[Ch
 
 
 def main() -> None:
-    from pgsnap_postgres.archive import check_archive
-    from pgsnap_postgres.plaintext import check_plain
+    from pgsnap_postgres.archive.check import check_archive
+    from pgsnap_postgres.archive.plaintext import check_plain
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=512, help="size of each stream")

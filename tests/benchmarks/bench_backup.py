@@ -290,7 +290,7 @@ def curve(server: Server, url: str, folder: Path, recipient: str, environment: M
 
 def check_cost(server: Server, url: str, folder: Path, wall: float | None) -> float:
     """Measure the check of the archive's structure alone, on the archive that ``c`` would write; return CPU seconds."""
-    from pgsnap_postgres.archive import check_archive
+    from pgsnap_postgres.archive.check import check_archive
 
     with subprocess.Popen(
         [str(Path(server.bindir) / "pg_dump"), "-d", url, "-Fc", "-Z", "zstd:1"], stdout=subprocess.PIPE

@@ -9,7 +9,7 @@ from pgsnap import hookimpl
 
 if TYPE_CHECKING:
     from pgsnap import Dumper
-    from pgsnap_postgres.pg_dump import PgDump
+    from pgsnap_postgres.dumper import PgDump
 
 __all__ = ["PgDump", "pgsnap_dumpers"]
 
@@ -17,7 +17,7 @@ __all__ = ["PgDump", "pgsnap_dumpers"]
 @hookimpl
 def pgsnap_dumpers() -> Sequence[type[Dumper]]:
     """Give the dumper ``pg_dump``."""
-    from pgsnap_postgres.pg_dump import PgDump
+    from pgsnap_postgres.dumper import PgDump
 
     return [PgDump]
 
@@ -25,6 +25,6 @@ def pgsnap_dumpers() -> Sequence[type[Dumper]]:
 def __getattr__(name: str) -> object:
     if name != "PgDump":
         raise AttributeError(f"module 'pgsnap_postgres' has no attribute {name!r}")
-    from pgsnap_postgres.pg_dump import PgDump
+    from pgsnap_postgres.dumper import PgDump
 
     return PgDump
