@@ -16,7 +16,7 @@ from pgsnap import ConfigError, Registry, RestoreRequest, Run, Secret
 from pgsnap_postgres import PgDump
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.dump.dump import choose_compression, pg_dump_argv
-from pgsnap_postgres.dumper import Compression
+from pgsnap_postgres.options import Compression
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pgsnap_postgres.connection.service import service_file
 from pgsnap_postgres.connection.url import parse_url
 from pgsnap_postgres.dump.dump import pg_dump_argv
 from pgsnap_postgres.dump.tables import list_tables, pattern_regex
-from pgsnap_postgres.dumper import Compression
+from pgsnap_postgres.options import Compression
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import MakeDatabase
 

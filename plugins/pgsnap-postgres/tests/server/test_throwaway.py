@@ -23,8 +23,7 @@ import pgsnap
 import pgsnap_postgres
 from pgsnap import ConfigError, ProcessError, Secret
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients
-from pgsnap_postgres.server import Server, throwaway_server
-from pgsnap_postgres.server import relocate
+from pgsnap_postgres.server import Server, relocate, throwaway_server
 from pgsnap_postgres.server import throwaway as module
 from programs import missing
 

@@ -1,4 +1,4 @@
-"""Takes a dump: the body of ``PgDump.dump``.
+"""Takes a dump: the body of ``DumpOptions.dump``.
 
 An attempt locks the tables, exports the snapshot and starts pg_dump in it. Only when pg_dump's first bytes are here has it
 all of its own locks; until then the attempt may be given up and begun anew, because a table changed, a lock was not to be
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -22,6 +22,7 @@ from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run, escape_na
 from pgsnap.streams import Stream
 from pgsnap.streams.process import read_process, watch
 from pgsnap_postgres.archive.check import Toc, check_archive
+from pgsnap_postgres.archive.database_sql import database_sql, owners
 from pgsnap_postgres.archive.plaintext import check_plain
 from pgsnap_postgres.clients import Clients, find_clients
 from pgsnap_postgres.connection.connect import Names, in_a_sentence
@@ -31,9 +32,7 @@ from pgsnap_postgres.connection.url import Target, parse_url
 from pgsnap_postgres.dump.globals_sql import Begun, begin_globals, take_globals
 from pgsnap_postgres.dump.server_facts import read_facts
 from pgsnap_postgres.dump.snapshot import Changed, Held, LockTimeout, hold
-
-if TYPE_CHECKING:
-    from pgsnap_postgres.dumper import Compression, PgDump
+from pgsnap_postgres.options import Compression, DumpOptions
 
 __all__ = ["choose_clients", "choose_compression", "dump", "pg_dump_argv"]
 
@@ -47,26 +46,22 @@ class _InTheWay(LockTimeout):
     """A session queued between the holder and pg_dump; it is let through by beginning again."""
 
 
-def choose_clients(options: PgDump, major: int) -> Clients:
+def choose_clients(options: DumpOptions, major: int) -> Clients:
     """Return the programs for a server; of two installations of one major, the one that can compress as the options say."""
-    from pgsnap_postgres.dumper import Compression
-
     need = ["pg_dump", "pg_dumpall"] if options.globals != "no" else ["pg_dump"]
     method = Compression.parse(options.compress).method if options.format == "custom" else None
     return find_clients(major, need=need, bindir=options.bindir, compression=method)
 
 
-def choose_compression(options: PgDump, clients: Clients) -> Compression:
+def choose_compression(options: DumpOptions, clients: Clients) -> Compression:
     """Return what pg_dump itself is to compress with: nothing for plain format, and where it lacks the method."""
-    from pgsnap_postgres.dumper import Compression
-
     wanted = Compression.parse(options.compress)
     if options.format == "plain" or (clients.major < 16 and wanted.method != "gzip"):
         return Compression("none")
     return wanted if clients.supports_compression(wanted.method) else Compression("none")
 
 
-def pg_dump_argv(options: PgDump, clients: Clients, compression: Compression, snapshot: str) -> list[str]:
+def pg_dump_argv(options: DumpOptions, clients: Clients, compression: Compression, snapshot: str) -> list[str]:
     """Return pg_dump's command line. There is no secret in it, but names of schemas and tables from the options."""
     argv = [clients.pg_dump, "-d", SERVICE, "--no-password", f"--format={options.format}", f"--snapshot={snapshot}"]
     argv.append(f"--lock-wait-timeout={max(1, int(options.lock_timeout * 1000))}")
@@ -90,8 +85,8 @@ def pg_dump_argv(options: PgDump, clients: Clients, compression: Compression, sn
 
 
 @contextlib.contextmanager
-def dump(options: PgDump, run: Run) -> Iterator[Dump]:
-    """Give the artifacts of one snapshot, which is held until the context is left. See ``PgDump.dump``."""
+def dump(options: DumpOptions, run: Run) -> Iterator[Dump]:
+    """Give the artifacts of one snapshot, which is held until the context is left. See ``DumpOptions.dump``."""
     if options.url is None:
         raise ConfigError("the dumper pg_dump has no url; give the database's URL to back it up.")
     target = parse_url(options.url)
@@ -111,7 +106,7 @@ def dump(options: PgDump, run: Run) -> Iterator[Dump]:
 class _Taking:
     """What all attempts of one dump share."""
 
-    options: PgDump
+    options: DumpOptions
     target: Target
     clients: Clients
     service: Service
@@ -307,8 +302,6 @@ class _Attempt:
         return toc
 
     def _learn(self, toc: Toc) -> None:
-        from pgsnap_postgres.archive.database_sql import owners
-
         self._toc = toc
         self.facts["objects"] = len(toc.entries)
         self.facts["roles"] = list(owners(toc))
@@ -323,8 +316,6 @@ class _Attempt:
         self.facts.setdefault("notes", []).append(sentence)
 
     def _database_sql(self) -> Stream:
-        from pgsnap_postgres.archive.database_sql import database_sql
-
         yield database_sql(self._toc or self.take_toc()).encode()
 
     def _globals_sql(self) -> Stream:

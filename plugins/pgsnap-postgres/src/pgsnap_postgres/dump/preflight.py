@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pgsnap import DumpError, Finding, PgsnapError, Run
 from pgsnap_postgres.connection.connect import Names, connect, in_a_sentence
 from pgsnap_postgres.connection.pooling import detect_pooling
 from pgsnap_postgres.connection.sessions import Sessions, watch_sessions
 from pgsnap_postgres.connection.url import Target, parse_url
+from pgsnap_postgres.dump.dump import choose_clients, choose_compression
+from pgsnap_postgres.dump.globals_sql import may_read_passwords
 from pgsnap_postgres.dump.server_facts import unencrypted_secrets
 from pgsnap_postgres.dump.tables import check_large_objects, list_tables
-
-if TYPE_CHECKING:
-    from pgsnap_postgres.dumper import PgDump
+from pgsnap_postgres.options import DumpOptions
 
 __all__ = ["preflight"]
 
 
-def preflight(options: PgDump, run: Run) -> Sequence[Finding]:
-    """Return the findings of ``PgDump.preflight``; what stops the look itself is a finding too."""
+def preflight(options: DumpOptions, run: Run) -> Sequence[Finding]:
+    """Return the findings of ``DumpOptions.preflight``; what stops the look itself is a finding too."""
     if options.url is None:
         return [Finding("error", "database", "The dumper pg_dump has no url.", "Give the database's URL to back it up.")]
     try:
@@ -42,7 +41,7 @@ def _sentence(error: PgsnapError) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _looks(options: PgDump, target: Target, sessions: Sessions, run: Run) -> Iterator[Finding]:
+def _looks(options: DumpOptions, target: Target, sessions: Sessions, run: Run) -> Iterator[Finding]:
     shown = str(sessions.rows("SELECT pg_catalog.current_setting('server_version')")[0][0])
     yield Finding("ok", "database", f"Connected to {target.describe()}, PostgreSQL {shown}.")
     yield from _clients(options, sessions.connection.info.server_version // 10000)
@@ -54,9 +53,7 @@ def _looks(options: PgDump, target: Target, sessions: Sessions, run: Run) -> Ite
         yield Finding("warning", "passwords", text, "Add an age transform.")
 
 
-def _clients(options: PgDump, major: int) -> list[Finding]:
-    from pgsnap_postgres.dump.dump import choose_clients, choose_compression
-
+def _clients(options: DumpOptions, major: int) -> list[Finding]:
     try:
         clients = choose_clients(options, major)
     except PgsnapError as error:
@@ -69,7 +66,7 @@ def _clients(options: PgDump, major: int) -> list[Finding]:
     return found
 
 
-def _pooler(target: Target, sessions: Sessions, run: Run, options: PgDump) -> list[Finding]:
+def _pooler(target: Target, sessions: Sessions, run: Run, options: DumpOptions) -> list[Finding]:
     with connect(target, application_name=Names.of(run).holder, role=options.role) as second:
         pooling = detect_pooling(second, sessions.connection)
     if pooling == "transaction":
@@ -82,7 +79,7 @@ def _pooler(target: Target, sessions: Sessions, run: Run, options: PgDump) -> li
     return []
 
 
-def _tables(options: PgDump, sessions: Sessions) -> list[Finding]:
+def _tables(options: DumpOptions, sessions: Sessions) -> list[Finding]:
     found = []
     role = sessions.rows("SELECT current_user")[0][0]
     tables = list_tables(sessions.connection, options)
@@ -119,9 +116,7 @@ def _tables(options: PgDump, sessions: Sessions) -> list[Finding]:
     return found
 
 
-def _globals(options: PgDump, sessions: Sessions, run: Run) -> list[Finding]:
-    from pgsnap_postgres.dump.globals_sql import may_read_passwords
-
+def _globals(options: DumpOptions, sessions: Sessions, run: Run) -> list[Finding]:
     if options.globals == "no":
         return [Finding("info", "globals", "Roles and tablespaces are left out by the option globals.")]
     if not run.encrypted:

@@ -9,13 +9,13 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pgsnap import Facts
+from pgsnap_postgres.options import DumpOptions
 
 if TYPE_CHECKING:
     from pgsnap_postgres.clients import Clients
     from pgsnap_postgres.connection.connect import Connection
     from pgsnap_postgres.dump.snapshot import Held
     from pgsnap_postgres.dump.tables import Table
-    from pgsnap_postgres.dumper import PgDump
 
 __all__ = ["read_facts", "read_identity", "unencrypted_secrets"]
 
@@ -72,7 +72,7 @@ def estimate_rows(connection: Connection, tables: Collection[Table]) -> int | No
     return None if row is None else row[0]
 
 
-def read_facts(held: Held, options: PgDump, clients: Clients, compression: str) -> Facts:
+def read_facts(held: Held, options: DumpOptions, clients: Clients, compression: str) -> Facts:
     """Return the facts that are known before pg_dump starts."""
     connection = held.connection
     version, number, standby = _row(

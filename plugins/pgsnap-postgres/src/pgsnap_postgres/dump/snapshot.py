@@ -29,10 +29,10 @@ from pgsnap_postgres.connection.pooling import detect_pooling, refuse_transactio
 from pgsnap_postgres.connection.sessions import Sessions, reaching
 from pgsnap_postgres.connection.url import Target
 from pgsnap_postgres.dump.tables import Table, check_large_objects, check_readable, list_tables
+from pgsnap_postgres.options import DumpOptions
 
 if TYPE_CHECKING:
     from pgsnap_postgres.connection.connect import Connection
-    from pgsnap_postgres.dumper import PgDump
 
 __all__ = ["Changed", "Held", "LockTimeout", "advisory_key", "hold"]
 
@@ -116,7 +116,7 @@ class Held:
 
 
 @contextlib.contextmanager
-def hold(options: PgDump, target: Target, sessions: Sessions, names: Names, run: Run) -> Iterator[Held]:
+def hold(options: DumpOptions, target: Target, sessions: Sessions, names: Names, run: Run) -> Iterator[Held]:
     """Lock the tables, export a snapshot and keep both until the context is left.
 
     Raises:

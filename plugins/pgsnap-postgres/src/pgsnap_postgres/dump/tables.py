@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pgsnap import DumpError
+from pgsnap_postgres.options import DumpOptions
 
 if TYPE_CHECKING:
     from psycopg import sql
 
     from pgsnap_postgres.connection.connect import Connection
-    from pgsnap_postgres.dumper import PgDump
 
 __all__ = ["Table", "check_large_objects", "check_readable", "list_tables", "pattern_regex"]
 
@@ -115,7 +115,7 @@ ORDER BY c.oid
 """
 
 
-def list_tables(connection: Connection, options: PgDump) -> tuple[Table, ...]:
+def list_tables(connection: Connection, options: DumpOptions) -> tuple[Table, ...]:
     """Return what pg_dump would lock and read with these options, as this session's role sees it."""
     from psycopg import sql
 
@@ -178,7 +178,7 @@ WHERE NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
 
 
-def check_large_objects(connection: Connection, options: PgDump, role: str) -> None:
+def check_large_objects(connection: Connection, options: DumpOptions, role: str) -> None:
     """Raise DumpError if there are large objects that are to be dumped and may not be read."""
     if not options.large_objects or options.schemas or options.tables:  # pg_dump leaves them out then
         return

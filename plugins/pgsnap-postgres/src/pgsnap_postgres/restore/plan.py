@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING
 
 from pgsnap import DumpError, Facts, IntegrityError, RestoreError, RestoreRequest, Run, Source, Unsupported
 from pgsnap_postgres.archive.check import Toc, read_toc
 from pgsnap_postgres.archive.selection import Selection, select
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients, installed
 from pgsnap_postgres.connection.url import Target
+from pgsnap_postgres.options import DumpOptions
 from pgsnap_postgres.restore.target import Survey
-
-if TYPE_CHECKING:
-    from pgsnap_postgres.dumper import PgDump
 
 __all__ = ["choose", "choose_clients", "main_artifact", "read_text", "refuse_server", "table_of_contents"]
 
@@ -93,7 +90,7 @@ def refuse_server(facts: Facts, server: Survey, target: Target) -> None:
         )
 
 
-def choose_clients(dumper: PgDump, facts: Facts, toc: Toc | None, server: Survey) -> Clients:
+def choose_clients(dumper: DumpOptions, facts: Facts, toc: Toc | None, server: Survey) -> Clients:
     """Return the programs that read this backup and suit the server best.
 
     pg_restore reads archives of its own version and older ones; it works with newer servers, and (but for one setting, see

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -23,6 +22,7 @@ from pgsnap_postgres.archive.selection import Selection
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.connection.connect import scrubbed
 from pgsnap_postgres.connection.url import Target, parse_url
+from pgsnap_postgres.options import DumpOptions
 from pgsnap_postgres.restore.contents import Contents, look_inside
 from pgsnap_postgres.restore.globals_apply import Applied, Globals, apply_globals, read_globals, undo
 from pgsnap_postgres.restore.plan import (
@@ -39,9 +39,6 @@ from pgsnap_postgres.restore.restore_new import Swap, restore_into_new
 from pgsnap_postgres.restore.run_restore import Content
 from pgsnap_postgres.restore.target import Admin, Existing, Survey, enter, existing_database, survey
 
-if TYPE_CHECKING:
-    from pgsnap_postgres.dumper import PgDump
-
 __all__ = ["restore"]
 
 _OWNED = frozenset(
@@ -57,7 +54,7 @@ _MENTIONING = frozenset({"POLICY", "USER MAPPING"})
 _PRIVILEGES = frozenset({"ACL", "DEFAULT ACL"})
 
 
-def restore(dumper: PgDump, source: Source, request: RestoreRequest, run: Run) -> None:
+def restore(dumper: DumpOptions, source: Source, request: RestoreRequest, run: Run) -> None:
     """Restore a backup into the database that ``request.target`` names. See ``Dumper.restore``."""
     import psycopg
 
@@ -124,7 +121,7 @@ class _Plan:
     contents: Contents | None
 
     @classmethod
-    def make(cls, dumper: PgDump, source: Source, request: RestoreRequest, run: Run, target: Target, admin: Admin) -> _Plan:
+    def make(cls, dumper: DumpOptions, source: Source, request: RestoreRequest, run: Run, target: Target, admin: Admin) -> _Plan:
         """Look at the backup and at the server; changes nothing."""
         facts = source.facts
         artifact, plain = main_artifact(source)
