@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Succeeded,
         Summary,
         Suspect,
-        Trial,
+        TestMessage,
         Verified,
         clip,
         one_line,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pgsnap.components.hookspecs import hookimpl
     from pgsnap.components.registry import Registry
     from pgsnap.components.run import Run
-    from pgsnap.components.values import Entry, Facts, Finding, Keep, Secret, escape_name, format_duration, format_size
+    from pgsnap.components.values import Entry, Facts, Finding, RetentionPolicy, Secret, escape_name, format_duration, format_size
     from pgsnap.errors import (
         Aborted,
         BusyError,
@@ -73,7 +73,7 @@ _HOME = {
     "errors": "Aborted BusyError ConfigError Denied DumpError IntegrityError ManifestError NotFound NotifyError PgsnapError "
     "PluginError ProcessError RestoreError StageError StoreError Unsupported UpstreamError",
     "components.events": "Drilled Event Failed Finished Partial Pruned Started StoreOutcome Succeeded Summary "
-    "Suspect Trial Verified clip one_line",
+    "Suspect TestMessage Verified clip one_line",
     "repository.guard": "Guard",
     "components.hookspecs": "hookimpl",
     "pipeline": "Pipeline",
@@ -82,7 +82,7 @@ _HOME = {
     "components.run": "Run",
     "stores": "FsspecStore LocalStore",
     "operations.notify": "deliver",
-    "components.values": "Entry Facts Finding Keep Secret escape_name format_duration format_size",
+    "components.values": "Entry Facts Finding RetentionPolicy Secret escape_name format_duration format_size",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -109,7 +109,6 @@ __all__ = [
     "FsspecStore",
     "Guard",
     "IntegrityError",
-    "Keep",
     "LocalStore",
     "ManifestError",
     "MarkReport",
@@ -127,6 +126,7 @@ __all__ = [
     "RestoreError",
     "RestoreReport",
     "RestoreRequest",
+    "RetentionPolicy",
     "Run",
     "Secret",
     "Source",
@@ -138,8 +138,8 @@ __all__ = [
     "Succeeded",
     "Summary",
     "Suspect",
+    "TestMessage",
     "Transform",
-    "Trial",
     "Unsupported",
     "UpstreamError",
     "Verified",

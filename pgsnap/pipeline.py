@@ -83,10 +83,10 @@ class Pipeline(PipelineSpec):
         return verify(self, backup=backup, decode=decode, record=record, notify=notify, progress=progress)
 
     def notify(self, event: Event) -> tuple[str, ...]:
-        """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``operations.notify.emit``."""
-        from pgsnap.operations.notify import emit
+        """Tell an event to the notifiers that want it; return what failed, a sentence each. See ``operations.notify.notify``."""
+        from pgsnap.operations.notify import notify
 
-        return emit(self, event)
+        return notify(self, event)
 
     def repair(
         self,

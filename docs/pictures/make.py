@@ -66,7 +66,7 @@ EVENTS: list[pgsnap.Event] = [
                    text=f"shop: 7 backups made since 2026-11-15; the newest is {ID}.",
                    stores=(StoreSummary(label=LOCAL, count=7, size=6_200_000_000, newest=WHEN, proved=WHEN - timedelta(days=1)),
                            StoreSummary(label=BUCKET, count=23, size=19_400_000_000, newest=WHEN))),
-    pgsnap.Trial(pipeline="shop", time=WHEN, text="shop: this is a test of pgsnap's notifications. Nothing has happened."),
+    pgsnap.TestMessage(pipeline="shop", time=WHEN, text="shop: this is a test of pgsnap's notifications. Nothing has happened."),
 ]  # fmt: skip
 
 

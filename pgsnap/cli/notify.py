@@ -27,11 +27,11 @@ def notify() -> None:
 @pass_session
 def test(session: Session, names: Sequence[str], as_json: bool) -> int:
     """Send a marked test through every notifier of the named pipelines, or of all, and report each."""
-    from pgsnap.components.events import Trial
+    from pgsnap.components.events import TestMessage
 
     def event(pipeline: Pipeline) -> Event:
         text = f"{pipeline.name}: this is a test of pgsnap's notifications. Nothing has happened, and nothing needs to be done."
-        return Trial(pipeline=pipeline.name, text=text)
+        return TestMessage(pipeline=pipeline.name, text=text)
 
     return _send(session, session.pipelines(names, {"notify"}), event, as_json)
 
@@ -50,7 +50,7 @@ def summary(session: Session, names: Sequence[str], as_json: bool) -> int:
 def _send(session: Session, pipelines: Sequence[Pipeline], make: Callable[[Pipeline], Event], as_json: bool) -> int:
     """Tell the notifiers one by one, so that each result can be told apart; return the exit code."""
     from pgsnap.components.redact import Redactor
-    from pgsnap.operations.notify import tell
+    from pgsnap.operations.notify import send
 
     results = []
     for pipeline in pipelines:
@@ -60,7 +60,7 @@ def _send(session: Session, pipelines: Sequence[Pipeline], make: Callable[[Pipel
         if not wanting:
             session.line(f"{pipeline.name}: no notifier wants to hear of it; add [[pipeline.{pipeline.name}.notify]].", "yellow")
         for number, notifier in enumerate(wanting):
-            errors = tell([notifier], event, redact=redact, timeout=pipeline.notify_timeout)
+            errors = send([notifier], event, redact=redact, timeout=pipeline.notify_timeout)
             results.append({"pipeline": pipeline.name, "notifier": notifier.name, "position": number, "error": "".join(errors)})
             if errors:
                 session.error(f"{pipeline.name}: {errors[0]}")

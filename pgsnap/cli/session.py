@@ -165,7 +165,7 @@ class Session:
             failed = self.last_word and report is not None and getattr(report, "manifest", report) is None
             self.error(f"{report.pipeline}: {self.last_word}: {error}" if failed else str(error), **about)
         elif isinstance(error, ImportError):
-            from pgsnap.config.wording import missing_package
+            from pgsnap.config.messages import missing_package
 
             self.error(missing_package(error))
             if self.verbose:

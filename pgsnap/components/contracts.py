@@ -22,7 +22,7 @@ import attrs
 
 from pgsnap.components.events import KINDS, Event, Kind
 from pgsnap.components.run import Run
-from pgsnap.components.values import Entry, Facts, Finding, Keep, Secret, check_name, without_userinfo
+from pgsnap.components.values import Entry, Facts, Finding, RetentionPolicy, Secret, check_name, without_userinfo
 from pgsnap.errors import ConfigError, Unsupported
 from pgsnap.streams import Chunks, Stream
 
@@ -258,7 +258,7 @@ class Store(Component):
     """URL schemes that choose this class when no ``use`` is given."""
 
     url: str = attrs.field(repr=without_userinfo)
-    keep: Keep | None = None
+    keep: RetentionPolicy | None = None
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@
     ├── Drilled           it was restored and compared
     ├── Pruned            old backups were removed
     ├── Summary           still alive: counts, sizes, trend, last proof
-    └── Trial             a marked test
+    └── TestMessage             a marked test
 
 ``kind`` is what ``on = [...]`` of a notifier names. An event that went badly (its ``level`` is ``error``) reaches also who asked
 for ``failed``. Every text is free of secrets by the time a notifier sees it: ``pgsnap.operations.notify`` goes over all of them.
@@ -44,7 +44,7 @@ __all__ = [
     "Succeeded",
     "Summary",
     "Suspect",
-    "Trial",
+    "TestMessage",
     "Verified",
     "clip",
     "now",
@@ -427,9 +427,10 @@ class Summary(Event):
 
 
 @attrs.frozen(kw_only=True)
-class Trial(Event):
+class TestMessage(Event):
     """A test that somebody asked for: nothing has happened."""
 
+    __test__: ClassVar[bool] = False  # pytest takes classes of such names for tests
     kind: ClassVar[Kind] = "test"
 
     @property
@@ -439,6 +440,6 @@ class Trial(Event):
 
 
 EVENTS: dict[Kind, type[Event]] = {
-    cls.kind: cls for cls in (Started, Succeeded, Partial, Failed, Suspect, Verified, Drilled, Pruned, Summary, Trial)
+    cls.kind: cls for cls in (Started, Succeeded, Partial, Failed, Suspect, Verified, Drilled, Pruned, Summary, TestMessage)
 }
 """The class of each kind."""

@@ -100,7 +100,7 @@ def _some_time(instance: object, attribute: attrs.Attribute[Any], value: float |
 
 
 @attrs.frozen(kw_only=True)
-class Keep:
+class RetentionPolicy:
     """How many backups a store keeps: the newest ``last``, all ``within`` so many seconds of the newest, and the newest of each
     of so many hours, days, weeks, months, years. What one rule keeps, stays; see ``pgsnap.repository.retention``.
 
@@ -120,7 +120,7 @@ class Keep:
     @property
     def empty(self) -> bool:
         """Whether no rule is set, so that everything is kept."""
-        return self == Keep(min_good=self.min_good)
+        return self == RetentionPolicy(min_good=self.min_good)
 
 
 # --- names and ids ---------------------------------------------------------------------------------------------------

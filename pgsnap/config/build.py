@@ -16,10 +16,10 @@ from pgsnap.components.contracts import Component, ComponentKind, Store
 from pgsnap.components.redact import Redactor, secrets_in
 from pgsnap.components.registry import Registry
 from pgsnap.components.values import Finding, Secret, check_name, without_userinfo
+from pgsnap.config.messages import Problem, ReferenceText, Unresolved, ValidationError, suggest
 from pgsnap.config.options import Option, holds_secret, options_of
 from pgsnap.config.references import References, is_reference
 from pgsnap.config.values import construct, make_converter, structure_options
-from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, suggest
 from pgsnap.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Builder:
         values["stores"] = tuple(attrs.evolve(s, keep=keep) if s.keep is None else s for s in values.get("stores", ()))
         try:
             return construct(Pipeline, values, settings)
-        except Misfit as error:
+        except ValidationError as error:
             clean = Redactor.from_components(values.values())
             for problem in error.problems:
                 self._problem(path, clean(str(problem)))
@@ -198,9 +198,9 @@ class Builder:
             return None
         try:
             component = construct(class_, values, options)
-        except Misfit as error:
+        except ValidationError as error:
             clean = Redactor({*_texts(resolved), *(s for value in values.values() for s in secrets_in(value))})
-            missing = [value.source for value in resolved.values() if isinstance(value, LeftOut) and not value.failed]
+            missing = [value.source for value in resolved.values() if isinstance(value, Unresolved) and not value.failed]
             note = f" (It was built without {' and '.join(missing)}.)" if missing else ""
             for problem in error.problems:
                 self._problem(path, clean(str(problem)) + note, name)
@@ -241,9 +241,9 @@ class Builder:
             self._problem(path, f"option 'url' {text}")
 
         url = self._references.resolve(table["url"], "store" in self._roles, unresolved, "url")
-        if isinstance(url, LeftOut):
+        if isinstance(url, Unresolved):
             return None
-        url = url.value if isinstance(url, Text) else url
+        url = url.value if isinstance(url, ReferenceText) else url
         if not isinstance(url, str):
             raise ConfigError("option 'url' wants text, such as \"/var/backups/pgsnap\".")
         class_ = self._registry.store_for(url)
@@ -288,7 +288,7 @@ def _literal(value: object) -> bool:
 
 def _texts(value: object) -> list[str]:
     """Return what references gave, anywhere in a value."""
-    if isinstance(value, Text):
+    if isinstance(value, ReferenceText):
         return [value.value, *secrets_in(Secret(value.value))]
     if isinstance(value, (list, dict)):
         return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pgsnap.components.run import Run
-from pgsnap.config.wording import LeftOut, Text
+from pgsnap.config.messages import ReferenceText, Unresolved
 from pgsnap.errors import Aborted, ConfigError, ProcessError
 from pgsnap.streams.process import read_process
 
@@ -46,40 +46,40 @@ class References:
         self._environ = environ
         self._folder = folder
         self._timeout = timeout
-        self._known: dict[str, Text] = {}
+        self._known: dict[str, ReferenceText] = {}
 
     def resolve(self, value: object, wanted: bool, problem: Callable[[str, str], object], place: str) -> Any:
-        """Return an option's value with every reference in it replaced: by Text if it is wanted, else by LeftOut.
+        """Return an option's value with every reference in it replaced: by ReferenceText if it is wanted, else by Unresolved.
 
         What is left out of a list or a table within the value is simply not there.
 
         Args:
-            problem: Called with the place and a sentence for each reference that cannot be resolved; LeftOut stands for it.
+            problem: Called with the place and a sentence for each reference that cannot be resolved; Unresolved stands for it.
             place: The option's name.
         """
         if is_reference(value):
             assert isinstance(value, dict)
             try:
-                return self._text(value) if wanted else LeftOut(_name(value))
+                return self._text(value) if wanted else Unresolved(_name(value))
             except ConfigError as error:
                 problem(place, str(error))
-                return LeftOut(_name(value), failed=True)
+                return Unresolved(_name(value), failed=True)
         if isinstance(value, dict):
             items = {key: self.resolve(item, wanted, problem, f"{place}.{key}") for key, item in value.items()}
-            return {key: item for key, item in items.items() if not isinstance(item, LeftOut)}
+            return {key: item for key, item in items.items() if not isinstance(item, Unresolved)}
         if isinstance(value, list):
             found = [self.resolve(item, wanted, problem, f"{place}[{number}]") for number, item in enumerate(value)]
-            return [item for item in found if not isinstance(item, LeftOut)]
+            return [item for item in found if not isinstance(item, Unresolved)]
         return value
 
-    def _text(self, reference: dict[str, Any]) -> Text:
+    def _text(self, reference: dict[str, Any]) -> ReferenceText:
         if len(reference) > 1:
             raise ConfigError(f"has a reference with {' and '.join(reference)}; give one of them.")
         ((kind, value),) = reference.items()
         key = repr((kind, value))
         if key not in self._known:
             read = {"env": self._env, "file": self._file, "command": self._command}[kind]
-            self._known[key] = Text(read(value), _name(reference))
+            self._known[key] = ReferenceText(read(value), _name(reference))
         return self._known[key]
 
     def _env(self, name: object) -> str:

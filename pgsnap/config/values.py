@@ -5,8 +5,9 @@ cattrs finds the hook for a type; every hook here takes exactly what the type sa
 
 * A value from the file has the type of its field. Two conveniences: a whole number where any number may stand, and text where the
   field says in its metadata what it counts: ``{"unit": "seconds"}`` takes ``"2h"``, ``{"unit": "bytes"}`` takes ``"16MiB"``.
-* A value that a reference gave is ``Text`` and is parsed into the type of its field.
-* All that is wrong with a value is raised together, as one ``Misfit``. No message repeats what a ``Secret`` or a reference holds.
+* A value that a reference gave is ``ReferenceText`` and is parsed into the type of its field.
+* All that is wrong with a value is raised together, as one ``ValidationError``. No message repeats what a ``Secret`` or a
+  reference holds.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from pgsnap.components.values import Secret, parse_duration, parse_size
+from pgsnap.config.messages import (
+    Problem,
+    ReferenceText,
+    Unresolved,
+    ValidationError,
+    missing_package,
+    suggest,
+    validation_error,
+    wanted,
+)
 from pgsnap.config.options import LISTS, Option, Type, base, is_anything, is_list, is_mapping, is_union, members, options_of
-from pgsnap.config.wording import LeftOut, Misfit, Problem, Text, misfit, missing_package, suggest, wanted
 from pgsnap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,39 +56,41 @@ def split_text(text: str) -> list[str]:
 
 
 def _bool(value: object, type_: Type) -> bool:
-    if isinstance(value, Text) and (word := value.value.strip().lower()) in WORDS:
+    if isinstance(value, ReferenceText) and (word := value.value.strip().lower()) in WORDS:
         return WORDS[word]
     if type(value) is bool:
         return value
-    raise misfit(type_, value)
+    raise validation_error(type_, value)
 
 
 def _int(value: object, type_: Type) -> int:
-    if isinstance(value, Text) and re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", value.value):
+    if isinstance(value, ReferenceText) and re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", value.value):
         return int(value.value)
     if type(value) is int:
         return value
-    raise misfit(type_, value)
+    raise validation_error(type_, value)
 
 
 def _float(value: Any, type_: Type) -> float:
-    if isinstance(value, Text) and re.fullmatch(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", value.value):
+    if isinstance(value, ReferenceText) and re.fullmatch(
+        r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", value.value
+    ):
         return float(value.value)
     if type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    raise misfit(type_, value)
+    raise validation_error(type_, value)
 
 
 def _text(value: object, type_: Type) -> Any:
-    if isinstance(value, Text):
+    if isinstance(value, ReferenceText):
         return type_(value.value)
     if type(value) is str:
         return type_(value)
-    raise misfit(type_, value)
+    raise validation_error(type_, value)
 
 
 def _anything(value: object, _: Type) -> object:
-    if isinstance(value, Text):
+    if isinstance(value, ReferenceText):
         return value.value
     if isinstance(value, list):
         return [_anything(item, Any) for item in value]
@@ -89,14 +101,14 @@ def _anything(value: object, _: Type) -> object:
 
 def _literal(value: object, type_: Type) -> object:
     choices = typing.get_args(type_)
-    plain = value.value.strip() if isinstance(value, Text) else value
+    plain = value.value.strip() if isinstance(value, ReferenceText) else value
     for choice in choices:
-        if (type(choice) is type(plain) and choice == plain) or (isinstance(value, Text) and str(choice) == plain):
+        if (type(choice) is type(plain) and choice == plain) or (isinstance(value, ReferenceText) and str(choice) == plain):
             return choice
     if isinstance(value, str):
         hint = suggest(value, [choice for choice in choices if isinstance(choice, str)])
-        raise Misfit(Problem(f"wants {wanted(type_)}, got {value!r}.{hint}"))
-    raise misfit(type_, value)
+        raise ValidationError(Problem(f"wants {wanted(type_)}, got {value!r}.{hint}"))
+    raise validation_error(type_, value)
 
 
 def _each(calls: Iterable[tuple[str, Callable[[], object]]]) -> list[Any]:
@@ -106,10 +118,10 @@ def _each(calls: Iterable[tuple[str, Callable[[], object]]]) -> list[Any]:
     for place, call in calls:
         try:
             results.append(call())
-        except Misfit as error:
+        except ValidationError as error:
             problems += [problem.within(place) for problem in error.problems]
     if problems:
-        raise Misfit(*problems)
+        raise ValidationError(*problems)
     return results
 
 
@@ -126,7 +138,7 @@ def _empty(type_: Type) -> object:
 
 
 def make_converter() -> Converter:
-    """Return a converter whose ``structure(value, type)`` keeps the rules above and raises ``Misfit``."""
+    """Return a converter whose ``structure(value, type)`` keeps the rules above and raises ``ValidationError``."""
     from cattrs import Converter
 
     converter = Converter()
@@ -135,27 +147,27 @@ def make_converter() -> Converter:
         choices = members(type_)
         if len(choices) == 1:
             return converter.structure(value, choices[0])
-        if isinstance(value, Text):  # any text fits str, so what is narrower goes first
+        if isinstance(value, ReferenceText):  # any text fits str, so what is narrower goes first
             choices.sort(key=lambda member: member in (str, Secret, Path))
         for member in choices:
             try:
                 return converter.structure(value, member)
-            except Misfit:
+            except ValidationError:
                 continue
-        raise misfit(type_, value)
+        raise validation_error(type_, value)
 
     def sequence(value: object, type_: Type) -> object:
         arguments = typing.get_args(type_)
         items: Sequence[object]
-        if isinstance(value, Text):
-            items = [Text(item, value.source) for item in split_text(value.value)]
+        if isinstance(value, ReferenceText):
+            items = [ReferenceText(item, value.source) for item in split_text(value.value)]
         elif isinstance(value, list):
             items = value
         else:
-            raise misfit(type_, value)
+            raise validation_error(type_, value)
         fixed = base(type_) is tuple and arguments and arguments[-1] is not ...
         if fixed and len(items) != len(arguments):
-            raise Misfit(Problem(f"wants {len(arguments)} items, got {len(items)}."))
+            raise ValidationError(Problem(f"wants {len(arguments)} items, got {len(items)}."))
         kinds = arguments if fixed else [arguments[0] if arguments else Any] * len(items)
         calls = [
             (f"[{number}]", functools.partial(converter.structure, item, each))
@@ -165,32 +177,32 @@ def make_converter() -> Converter:
 
     def mapping(value: object, type_: Type) -> object:
         if not isinstance(value, dict):
-            raise misfit(type_, value)
+            raise validation_error(type_, value)
         kind = typing.get_args(type_)[1] if typing.get_args(type_) else Any
         calls = [(key, functools.partial(converter.structure, item, kind)) for key, item in value.items()]
         return dict(zip(value, _each(calls), strict=True))
 
     def instance(value: object, class_: type[Any]) -> object:
         if not isinstance(value, dict):
-            raise misfit(class_, value)
+            raise validation_error(class_, value)
         options = options_of(class_)
         values, problems = structure_options(converter, value, options)
         made = None
         if all(option.name in values for option in options.values() if option.required):
             try:
                 made = construct(class_, values, options)
-            except Misfit as error:
+            except ValidationError as error:
                 problems += error.problems
         if problems:
-            raise Misfit(*problems)
+            raise ValidationError(*problems)
         return made
 
     def other(value: object, type_: Type) -> object:
         try:
-            return default(value.value if isinstance(value, Text) else value, type_)
+            return default(value.value if isinstance(value, ReferenceText) else value, type_)
         except Exception:
             pass
-        raise misfit(type_, value)
+        raise validation_error(type_, value)
 
     default = Converter().structure
     hooks: list[tuple[Callable[[Type], bool], Callable[[Any, Type], Any]]] = [
@@ -224,7 +236,7 @@ def construct(class_: type[T], values: Mapping[str, Any], options: Mapping[str, 
     made again, until it can be made.
 
     Raises:
-        Misfit: validators refuse some options. The texts are theirs, and may repeat values.
+        ValidationError: validators refuse some options. The texts are theirs, and may repeat values.
     """
     problems: list[Problem] = []
     values = dict(values)
@@ -239,7 +251,7 @@ def construct(class_: type[T], values: Mapping[str, Any], options: Mapping[str, 
             break
         del values[refused]
     if problems or made is None:
-        raise Misfit(*problems)
+        raise ValidationError(*problems)
     return made
 
 
@@ -274,31 +286,31 @@ def structure_options(
         if value is options:
             if option.required:
                 problems.append(Problem(f"is missing; it wants {wanted(option.type, option.unit)}.", option.name))
-        elif isinstance(value, LeftOut):
+        elif isinstance(value, Unresolved):
             if option.required and not value.failed:
                 structured[option.name] = _empty(option.type)
         else:
             try:
                 structured[option.name] = _one(converter, value, option)
-            except Misfit as error:
+            except ValidationError as error:
                 problems += [problem.within(option.name) for problem in error.problems]
     return structured, problems
 
 
 def _one(converter: Converter, value: object, option: Option) -> object:
-    if option.unit and isinstance(value, (str, Text)):
-        text = value.value if isinstance(value, Text) else value
+    if option.unit and isinstance(value, (str, ReferenceText)):
+        text = value.value if isinstance(value, ReferenceText) else value
         number = None
         with contextlib.suppress(ConfigError):
             number = parse_duration(text) if option.unit == "seconds" else parse_size(text)
         whole = int in (members(option.type) if is_union(option.type) else [option.type])
         if number is None or (whole and number != int(number)):
-            raise misfit(option.type, value, option.unit)
+            raise validation_error(option.type, value, option.unit)
         return int(number) if whole else float(number)
     try:
         return converter.structure(value, option.type)
-    except Misfit as error:
+    except ValidationError as error:
         problems = error.problems
     if option.unit and not problems[0].option:
-        raise misfit(option.type, value, option.unit)
-    raise Misfit(*problems)
+        raise validation_error(option.type, value, option.unit)
+    raise ValidationError(*problems)

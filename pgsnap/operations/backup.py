@@ -33,13 +33,13 @@ from pgsnap.errors import (
     StoreError,
 )
 from pgsnap.operations.catch_up import catch_up
-from pgsnap.operations.notify import Voice
+from pgsnap.operations.notify import RunNotifications
 from pgsnap.operations.prune import prune
 from pgsnap.operations.reports import BackupReport, CopyReport, PruneReport, StoreResult
 from pgsnap.operations.spec import PipelineSpec
 from pgsnap.operations.summary import is_due, last_backup, summarize
+from pgsnap.repository import guard as shrink_guard
 from pgsnap.repository.catalog import Catalog, scan
-from pgsnap.repository.guard import judge
 from pgsnap.repository.manifest import (
     MANIFEST,
     RECOVER,
@@ -56,7 +56,7 @@ from pgsnap.repository.recover import recover_text
 from pgsnap.repository.stages import Encoding, finder
 from pgsnap.repository.store_set import QUIET, StoreSet
 from pgsnap.streams import Chunks, Tap, take
-from pgsnap.streams.process import step_back, watch
+from pgsnap.streams.process import lower_priority, watch
 
 __all__ = ["backup"]
 
@@ -97,7 +97,7 @@ class _Backup:
         self.written: dict[str, None] = {}  # in order, and quick to ask
         self.manifest: Manifest | None = None
         self.committed: set[int] = set()
-        self.voice = Voice(pipeline)
+        self.notifications = RunNotifications(pipeline)
         self.caught_up: CopyReport | None = None
         self.suspect: tuple[str, ...] = ()
         self.pruned: PruneReport | None = None
@@ -112,14 +112,14 @@ class _Backup:
         log.info("%s: backup %s begins", self.pipeline.name, self.run.id)
         text = f"{self.pipeline.name}: backup {self.run.id} begins."
         started = Started(pipeline=self.pipeline.name, id=self.run.id, time=self.started, text=text)
-        self.voice.tell(started, at_most=STARTED_SECONDS)
+        self.notifications.send(started, at_most=STARTED_SECONDS)
         try:
             with self.run.watched():
                 self.look_first()
                 self.put_small(RUNNING, self.running_text())
                 with watch(self.refresh, REFRESH, name="running"):
                     self.take()
-                    self.judge()
+                    self.check_for_collapse()
                 self.commit()
         except BaseException as error:
             self.discard()
@@ -186,7 +186,7 @@ class _Backup:
         with contextlib.ExitStack() as stack:
             source = artifact.open()
             stack.callback(source.close)
-            stack.enter_context(step_back())
+            stack.enter_context(lower_priority())
             counted = plain.through(source)
             stack.callback(counted.close)
             encoded = iter(encoding.encode(counted, stack))
@@ -214,7 +214,7 @@ class _Backup:
         )
         return record, encoding.sidecars(name) if len(objects) == 1 else {}
 
-    def judge(self) -> None:
+    def check_for_collapse(self) -> None:
         """Compare with the backups before this one; write down what the shrink guard objects to, before the manifest.
 
         A history that cannot be read is no reason to fail: prune and status look again.
@@ -230,7 +230,7 @@ class _Backup:
             if isinstance(history, PgsnapError):
                 self.run.log.warning("the backups before this one could not be read to compare it: %s", history)
             else:
-                self.suspect = judge(self.manifest, history, guard)
+                self.suspect = shrink_guard.check(self.manifest, history, guard)
         if self.suspect:
             text = json.dumps({"id": self.run.id, "reasons": self.suspect}, ensure_ascii=False)
             file = self.put_small(SUSPECT, text.encode() + b"\n")
@@ -359,7 +359,7 @@ class _Backup:
             quorum=self.pipeline.quorum,
             manifest=self.manifest if self.committed else None,
             notes=(*(str(note) for note in facts.get("notes", ())), *self.notes),
-            notify_errors=tuple(self.voice.errors),
+            notify_errors=tuple(self.notifications.errors),
             caught_up=self.caught_up,
             suspect=self.suspect if self.committed else (),
             prune=self.pruned,
@@ -381,30 +381,30 @@ class _Backup:
             next_step=_next_step(error, self.pipeline.name),
             log=log.text,
         )
-        self.voice.tell(event, at_most=None if isinstance(error, Exception) else STOPPED_SECONDS)
+        self.notifications.send(event, at_most=None if isinstance(error, Exception) else STOPPED_SECONDS)
 
     def notify_result(self) -> None:
         """Tell where the backup is, compared with the one before; and that all is well, where that is due."""
         report = self.report()
         last = None
-        if self.voice.wanted(report.event(Succeeded)) or self.pipeline.summary != "never":
+        if self.notifications.wanted(report.event(Succeeded)) or self.pipeline.summary != "never":
             last = last_backup(self.pipeline, self.run.id)
         more = {"last_size": last.size, "last_stored_size": last.stored_size} if last else {}
         lost = [store.error for store in report.stores if not store.ok] + list(report.catch_up_errors)
         if report.suspect:
             next_step = f"Look at it, and at the database; if all is right: pgsnap ack {self.run.id}"
             cause = ", ".join(report.suspect)
-            self.voice.tell(report.event(Suspect, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+            self.notifications.send(report.event(Suspect, cause=cause, next_step=next_step, log=self.run.log.text, **more))
         elif lost:
             next_step = f"When that is put right, bring it up to date without another dump: pgsnap copy {self.pipeline.name}"
             cause = " ".join(lost)
-            self.voice.tell(report.event(Partial, cause=cause, next_step=next_step, log=self.run.log.text, **more))
+            self.notifications.send(report.event(Partial, cause=cause, next_step=next_step, log=self.run.log.text, **more))
         else:
-            self.voice.tell(report.event(Succeeded, **more))
+            self.notifications.send(report.event(Succeeded, **more))
         for store in self.pruned.stores if self.pruned else ():
             if store.deleted or store.refused:
                 kept = len(store.decisions) - len(store.deleted)
-                self.voice.tell(
+                self.notifications.send(
                     Pruned(
                         pipeline=self.pipeline.name,
                         id=self.run.id,
@@ -417,7 +417,7 @@ class _Backup:
                     )
                 )
         if is_due(self.pipeline, last, self.started):
-            self.voice.tell(summarize(self.pipeline))
+            self.notifications.send(summarize(self.pipeline))
 
 
 def _next_step(error: BaseException, pipeline: str) -> str:

@@ -43,7 +43,7 @@ def catch_up(pipeline: PipelineSpec, id: str, *, seconds: float, progress: Progr
             catalog = Catalog.of(pipeline.name, pipeline.stores, found)
             errors += [str(error) for error in catalog.failures.values() if not isinstance(error, Denied)]
             for number in catalog.scans:
-                owed = owed_to(pipeline, catalog, number)
+                owed = missing_backups(pipeline, catalog, number)
                 if owed:
                     report = copy_missing(pipeline, catalog, {number: owed}, run)
                     copied |= {label: ids for label, ids in report.copied.items() if ids}
@@ -53,7 +53,7 @@ def catch_up(pipeline: PipelineSpec, id: str, *, seconds: float, progress: Progr
     return CopyReport(pipeline=pipeline.name, copied=copied, errors=tuple(errors))
 
 
-def owed_to(pipeline: PipelineSpec, catalog: Catalog, number: int) -> list[Backup]:
+def missing_backups(pipeline: PipelineSpec, catalog: Catalog, number: int) -> list[Backup]:
     """Return what a store lacks of the newest backups and what its policy would keep, the newest first.
 
     What decides for a prune of the store decides here too, over what the store has and lacks.

@@ -18,7 +18,7 @@ from pgsnap.repository.manifest import MANIFEST, FileRecord, Manifest, ObjectRec
 from pgsnap.repository.store_set import StoreSet
 from pgsnap.streams import Stream, drain
 
-__all__ = ["copy", "copy_missing", "read_item", "state_of"]
+__all__ = ["check_object", "copy", "copy_missing", "read_item"]
 
 
 def copy(
@@ -95,7 +95,7 @@ def _copy_one(pipeline: PipelineSpec, catalog: Catalog, backup: Backup, number: 
     written: list[str] = []
     try:
         for item in manifest.contents:
-            if sizes.get(item.key) == item.size and state_of(pipeline.stores[number], prefix, item, manifest) is None:
+            if sizes.get(item.key) == item.size and check_object(pipeline.stores[number], prefix, item, manifest) is None:
                 run.log.info("%s: %s is there already", target.stores[0].label, item.key)
                 continue
             written.append(f"{prefix}{item.key}")
@@ -139,7 +139,7 @@ def read_item(sources: Sequence[Store], prefix: str, item: FileRecord, manifest:
     raise IntegrityError(" ".join(failures))
 
 
-def state_of(store: Store, prefix: str, item: FileRecord, manifest: Manifest) -> PgsnapError | None:
+def check_object(store: Store, prefix: str, item: FileRecord, manifest: Manifest) -> PgsnapError | None:
     """Read an object or a small file; return None if it is what the manifest says, else what is wrong with it."""
     try:
         if isinstance(item, ObjectRecord):

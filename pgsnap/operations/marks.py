@@ -76,7 +76,7 @@ def delete(pipeline: PipelineSpec, backup: str) -> MarkReport:
         raise ConfigError(f"{found.id} is held and was not deleted; release it first: pgsnap release {found.id}")
     for number in found.stores:
         floor = pipeline.floor(pipeline.stores[number])
-        good = [c.id for c in catalog.candidates(number) if not c.bad]
+        good = [c.id for c in catalog.candidates(number) if not c.defect]
         if found.id in good[-floor:]:
             raise ConfigError(
                 f"{found.id} is one of the newest {floor} good backups in {pipeline.stores[number].label} and was not deleted; "

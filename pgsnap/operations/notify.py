@@ -1,6 +1,6 @@
 """How an event reaches people: redacted, to every notifier that wants it, all at once, in bounded time.
 
-    emit(pipeline, report.event(Suspect, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
+    notify(pipeline, report.event(Suspect, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
 
 Whatever a notifier does, the caller goes on: what fails or takes too long comes back as a sentence. ``deliver`` is for notifiers:
 it repeats an attempt as long as that makes sense and the time lasts.
@@ -21,7 +21,7 @@ from pgsnap.errors import NotifyError
 from pgsnap.operations.spec import PipelineSpec
 from pgsnap.streams import Stalled, drain, fan_out
 
-__all__ = ["NOTIFY_SECONDS", "Voice", "deliver", "emit", "redacted", "tell"]
+__all__ = ["NOTIFY_SECONDS", "RunNotifications", "deliver", "notify", "redacted", "send"]
 
 T = TypeVar("T")
 
@@ -33,17 +33,17 @@ GRACE = 0.5
 """Seconds to wait for the thread of a notifier that was given up."""
 
 
-def emit(pipeline: PipelineSpec, event: Event, *, timeout: float | None = None) -> tuple[str, ...]:
+def notify(pipeline: PipelineSpec, event: Event, *, timeout: float | None = None) -> tuple[str, ...]:
     """Tell an event to the notifiers of a pipeline, without its secrets; return what failed, a sentence each.
 
     Args:
         timeout: Seconds that it may take in all; by default the pipeline's ``notify_timeout``.
     """
     redact = Redactor.from_components(pipeline.components)
-    return tell(pipeline.notifiers, event, redact=redact, timeout=timeout or pipeline.notify_timeout)
+    return send(pipeline.notifiers, event, redact=redact, timeout=timeout or pipeline.notify_timeout)
 
 
-class Voice:
+class RunNotifications:
     """Tells the events of one run, which share one time limit; ``errors`` collects what failed."""
 
     def __init__(self, pipeline: PipelineSpec) -> None:
@@ -55,15 +55,15 @@ class Voice:
         """Return whether anybody wants to hear it."""
         return any(notifier.wants(event) for notifier in self._pipeline.notifiers)
 
-    def tell(self, event: Event, *, at_most: float | None = None) -> None:
-        """Tell one event, within ``at_most`` seconds and what is left of the run's limit (but two seconds at least)."""
+    def send(self, event: Event, *, at_most: float | None = None) -> None:
+        """Send one event, within ``at_most`` seconds and what is left of the run's limit (but two seconds at least)."""
         began = time.monotonic()
         left = max(LEAST_SECONDS, self._left)
-        self.errors += emit(self._pipeline, event, timeout=left if at_most is None else min(left, at_most))
+        self.errors += notify(self._pipeline, event, timeout=left if at_most is None else min(left, at_most))
         self._left -= time.monotonic() - began
 
 
-def tell(notifiers: Sequence[Notifier], event: Event, *, redact: Redactor, timeout: float = NOTIFY_SECONDS) -> tuple[str, ...]:
+def send(notifiers: Sequence[Notifier], event: Event, *, redact: Redactor, timeout: float = NOTIFY_SECONDS) -> tuple[str, ...]:
     """Hand an event to every notifier that wants it, all at once; return the failures as sentences, in their order.
 
     A notifier that does not come back within ``timeout`` seconds is given up, its thread left behind.

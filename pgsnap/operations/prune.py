@@ -84,8 +84,8 @@ def prune(
 
 
 def _frozen(pipeline: PipelineSpec, catalog: Catalog) -> tuple[str, ...]:
-    suspicion = catalog.suspicion(pipeline.guard)
-    return (*catalog.unjudged, *((suspicion,) if suspicion else ()))
+    newest_anomaly = catalog.newest_anomaly(pipeline.guard)
+    return (*catalog.unacknowledged, *((newest_anomaly,) if newest_anomaly else ()))
 
 
 def _look(pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime) -> StorePrune:
@@ -114,8 +114,8 @@ def _prune_store(pipeline: PipelineSpec, catalog: Catalog, number: int, now: dat
                 raise StoreError(_clocks(store, held.skew), store.label)
             fresh = {**catalog.scans, number: scan(store, pipeline.name)}
             catalog = Catalog(pipeline=catalog.pipeline, stores=catalog.stores, scans=fresh, failures=catalog.failures)
-            if (unjudged := catalog.unjudged) and not frozen:  # it came while we were waiting
-                raise StoreError(f"{store.label}: nothing is pruned: {' '.join(unjudged)}", store.label)
+            if (unacknowledged := catalog.unacknowledged) and not frozen:  # it came while we were waiting
+                raise StoreError(f"{store.label}: nothing is pruned: {' '.join(unacknowledged)}", store.label)
             done = _look(pipeline, catalog, number, now)
             if frozen:
                 return _locked(pipeline, catalog, number, now, run, done)

@@ -11,10 +11,10 @@ import attrs
 from pgsnap.components.contracts import Store
 from pgsnap.components.run import Progress, Run
 from pgsnap.errors import IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
-from pgsnap.operations.copy import read_item, state_of
+from pgsnap.operations.copy import check_object, read_item
 from pgsnap.operations.reports import VerifyReport
 from pgsnap.operations.spec import PipelineSpec
-from pgsnap.operations.verify import announced, verify
+from pgsnap.operations.verify import notify_result, verify
 from pgsnap.repository.catalog import Backup, Catalog, load_manifest_text, read_bounded
 from pgsnap.repository.manifest import MANIFEST, folder
 from pgsnap.repository.store_set import StoreSet
@@ -44,7 +44,7 @@ def repair(
         StoreError: no store can be listed.
     """
     report = _repaired(pipeline.bounded, backup, decode, record, progress)
-    return announced(pipeline, report) if notify else report
+    return notify_result(pipeline, report) if notify else report
 
 
 def _repaired(pipeline: PipelineSpec, backup: str, decode: bool, record: bool, progress: Progress | None) -> VerifyReport:
@@ -87,7 +87,7 @@ def _heal(pipeline: PipelineSpec, found: Backup, number: int, keys: list[str], r
     manifest, text = load_manifest_text([store, *others], pipeline.name, found.id)  # raises if they differ
     failures = []
     for item in manifest.contents:
-        wrong = state_of(store, prefix, item, manifest)
+        wrong = check_object(store, prefix, item, manifest)
         if wrong is None:
             continue
         if not isinstance(wrong, (IntegrityError, NotFound)):

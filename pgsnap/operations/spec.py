@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo
 import attrs
 
 from pgsnap.components.contracts import Component, Dumper, Notifier, Store, Transform
-from pgsnap.components.values import Keep, check_name, without_userinfo
+from pgsnap.components.values import RetentionPolicy, check_name, without_userinfo
 from pgsnap.errors import ConfigError
 from pgsnap.repository.guard import Guard
-from pgsnap.stores.timeouts import BoundedStore, Limits
-from pgsnap.streams import Bounds, Stalled
+from pgsnap.stores.timeouts import Limits, TimeLimitedStore
+from pgsnap.streams import Stalled, Watchdog
 
 __all__ = ["PipelineSpec"]
 
@@ -48,7 +48,7 @@ def _place(store: Store) -> str:
 
     if isinstance(store, LocalStore):
         with contextlib.suppress(ConfigError, Stalled):  # on a mount whose server is gone, to follow a link takes for ever
-            return Bounds().call(lambda: os.path.realpath(store.root), LINK_SECONDS)
+            return Watchdog().call(lambda: os.path.realpath(store.root), LINK_SECONDS)
     return store.url.rstrip("/")
 
 
@@ -102,7 +102,7 @@ class PipelineSpec:
     notifiers: tuple[Notifier, ...] = attrs.field(default=(), converter=_notifiers)
     quorum: int = attrs.field(default=1)
     timeout: float | None = attrs.field(default=None, validator=_seconds, metadata={"unit": "seconds"})
-    keep: Keep | None = None
+    keep: RetentionPolicy | None = None
     timezone: str = attrs.field(default="UTC")
     schedule: str | None = attrs.field(default=None)
     auto_prune: bool = True
@@ -166,13 +166,13 @@ class PipelineSpec:
         if value not in ("never", "daily", "weekly", "monthly"):
             raise ConfigError(f"summary is {value!r}; choose from never, daily, weekly, monthly.")
 
-    def policy(self, store: Store) -> Keep | None:
+    def policy(self, store: Store) -> RetentionPolicy | None:
         """The retention policy of one of the stores: its own, or the pipeline's."""
         return self.keep if store.keep is None else store.keep
 
     def floor(self, store: Store) -> int:
         """How many of the newest good backups of a store are never deleted."""
-        return (self.policy(store) or Keep()).min_good
+        return (self.policy(store) or RetentionPolicy()).min_good
 
     @property
     def limits(self) -> Limits:
@@ -191,7 +191,7 @@ class PipelineSpec:
 
         A store that gave no answer is known to what shares the result, and not asked again while the call is blocked.
         """
-        return attrs.evolve(self, stores=[BoundedStore.of(store, self.limits) for store in self.stores])
+        return attrs.evolve(self, stores=[TimeLimitedStore.of(store, self.limits) for store in self.stores])
 
     def only(self, *stores: str) -> Self:
         """Return the same pipeline with only the stores of these labels (or URLs), in the pipeline's order; of none: with all.

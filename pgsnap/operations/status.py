@@ -100,8 +100,8 @@ def status(pipeline: PipelineSpec, *, max_age: float | None = None, now: datetim
         stores.append(found)
         findings += _findings(found, max_age)
     findings += _unread(pipeline, catalog)  # first, since it waits for all at once
-    suspicion = catalog.suspicion(pipeline.guard)
-    suspect = (*catalog.unjudged, *((suspicion,) if suspicion else ()))
+    newest_anomaly = catalog.newest_anomaly(pipeline.guard)
+    suspect = (*catalog.unacknowledged, *((newest_anomaly,) if newest_anomaly else ()))
     findings += [Finding("error", pipeline.name, f"pruning is frozen: {text}.") for text in suspect]
     differing = _differing(catalog)
     findings += [Finding("error", pipeline.name, text) for text in differing]
@@ -122,7 +122,7 @@ def status(pipeline: PipelineSpec, *, max_age: float | None = None, now: datetim
 def _store(pipeline: PipelineSpec, catalog: Catalog, number: int, now: datetime) -> StoreStatus:
     store = pipeline.stores[number]
     candidates = catalog.candidates(number)
-    good = [c for c in candidates if not c.bad and c.time <= now + SKEW]
+    good = [c for c in candidates if not c.defect and c.time <= now + SKEW]
     last = good[-1] if good else None
     scan = catalog.scans[number]
     there = {c.id for c in candidates}

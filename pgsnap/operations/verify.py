@@ -11,7 +11,7 @@ from pgsnap.components.contracts import Store
 from pgsnap.components.events import StoreOutcome, Verified
 from pgsnap.components.run import Progress, Run
 from pgsnap.errors import Denied, IntegrityError, ManifestError, PgsnapError, StoreError
-from pgsnap.operations.notify import emit
+from pgsnap.operations.notify import notify
 from pgsnap.operations.reports import VerifyReport
 from pgsnap.operations.spec import PipelineSpec
 from pgsnap.repository.blocks import read_file, read_objects
@@ -21,7 +21,7 @@ from pgsnap.repository.source import BackupSource
 from pgsnap.repository.stages import finder
 from pgsnap.streams import drain
 
-__all__ = ["announced", "verify"]
+__all__ = ["notify_result", "verify"]
 
 
 def verify(
@@ -74,12 +74,12 @@ def verify(
         except PgsnapError:
             pass  # told above, for each store
     report = VerifyReport(pipeline=pipeline.name, id=found.id, problems=problems, decoded=decode, size=read, unread=tuple(unread))
-    return announced(pipeline, report) if notify else report
+    return notify_result(pipeline, report) if notify else report
 
 
-def announced(pipeline: PipelineSpec, report: VerifyReport) -> VerifyReport:
+def notify_result(pipeline: PipelineSpec, report: VerifyReport) -> VerifyReport:
     """Tell the result to the pipeline's notifiers; return the report with what failed of that."""
-    return attrs.evolve(report, notify_errors=emit(pipeline, _event(report)))
+    return attrs.evolve(report, notify_errors=notify(pipeline, _event(report)))
 
 
 def _event(report: VerifyReport) -> Verified:

@@ -13,9 +13,9 @@ import attrs
 
 from pgsnap.components.contracts import Store
 from pgsnap.components.run import Run
-from pgsnap.components.values import BACKUP_ID, Entry, Keep, backup_time
+from pgsnap.components.values import BACKUP_ID, Entry, RetentionPolicy, backup_time
 from pgsnap.errors import ConfigError, IntegrityError, ManifestError, NotFound, PgsnapError, StoreError
-from pgsnap.repository.guard import Guard, judge
+from pgsnap.repository.guard import Guard, check
 from pgsnap.repository.manifest import ACK, HELD, MANIFEST, PRUNED, RUNNING, SUSPECT, Manifest, folder
 from pgsnap.repository.retention import Candidate, decide
 from pgsnap.repository.store_set import StoreSet
@@ -163,7 +163,7 @@ class Backup:
         """The last drill or verification, in any store."""
         return max((proof for stored in self.stores.values() for proof in stored.proofs), default=None)
 
-    def bad(self, number: int) -> str:
+    def defect(self, number: int) -> str:
         """Return why the copy in a store is not good: by the last drill in any store, the last verification in that one, or the
         shrink guard, unless that was acknowledged. Empty if it is good."""
         for proof in self._failing([number]):
@@ -229,7 +229,7 @@ class Catalog:
             Candidate(
                 id=backup.id,
                 time=backup.time,
-                bad=backup.bad(number),
+                defect=backup.defect(number),
                 acknowledged=backup.acknowledged,
                 held=backup.held,
             )
@@ -237,26 +237,26 @@ class Catalog:
             if number in backup.stores
         ]
 
-    def wanted(self, number: int, keep: Keep | None, zone: str, now: datetime) -> list[str]:
+    def wanted(self, number: int, keep: RetentionPolicy | None, zone: str, now: datetime) -> list[str]:
         """Return the ids, oldest first, that a store's policy would keep if it had every backup that any store has. One of which
         no undamaged copy is known counts only where it is."""
         union = []
         for backup in self.backups:
             here = number in backup.stores
-            judged = {other: backup.bad(other) for other in backup.stores}
+            judged = {other: backup.defect(other) for other in backup.stores}
             if here or not all(reason.endswith("failed") for reason in judged.values()):
-                bad = judged[number] if here else min(judged.values(), key=len)
+                defect = judged[number] if here else min(judged.values(), key=len)
                 union.append(
-                    Candidate(id=backup.id, time=backup.time, bad=bad, acknowledged=backup.acknowledged, held=backup.held)
+                    Candidate(id=backup.id, time=backup.time, defect=defect, acknowledged=backup.acknowledged, held=backup.held)
                 )
         return [decision.id for decision in decide(keep, zone, union, now) if decision.keep]
 
     @property
-    def unjudged(self) -> list[str]:
+    def unacknowledged(self) -> list[str]:
         """Why pruning is frozen: a sentence for each backup that is suspect or failed a proof, and that nobody acknowledged."""
         found = []
         for backup in self.backups:
-            reasons = dict.fromkeys(reason for number in backup.stores if (reason := backup.bad(number)))
+            reasons = dict.fromkeys(reason for number in backup.stores if (reason := backup.defect(number)))
             if reasons and not backup.acknowledged:
                 found.append(f"{backup.id}: {', '.join(reasons)}; look at it, then: pgsnap ack {backup.id}")
         return found
@@ -267,7 +267,7 @@ class Catalog:
         found: list[Manifest] = []
         moment = backup_time(before)  # ids of one second are in no order
         for backup in reversed(self.backups):
-            if backup.id == before or backup.time > moment or any(backup.bad(number) for number in backup.stores):
+            if backup.id == before or backup.time > moment or any(backup.defect(number) for number in backup.stores):
                 continue
             try:
                 found.append(self.manifest(backup))
@@ -277,7 +277,7 @@ class Catalog:
                 break
         return found[::-1]
 
-    def suspicion(self, guard: Guard) -> str:
+    def newest_anomaly(self, guard: Guard) -> str:
         """Return why the newest backup is suspect though nothing says so yet, or an empty string.
 
         The run that made it may not have seen its history: by a key that only writes, or while a store was away.
@@ -288,7 +288,7 @@ class Catalog:
         newest = backups[-1]
         history = self.history(newest.id, guard.last)
         try:
-            reasons = judge(self.manifest(newest), history, guard) if history else ()
+            reasons = check(self.manifest(newest), history, guard) if history else ()
         except PgsnapError as error:
             return f"{newest.id} cannot be judged: {error}"
         return f"{newest.id} is suspect: {', '.join(reasons)}; look at it, then: pgsnap ack {newest.id}" if reasons else ""

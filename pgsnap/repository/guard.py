@@ -17,7 +17,7 @@ from pgsnap.components.values import format_size
 from pgsnap.errors import ConfigError
 from pgsnap.repository.manifest import Manifest
 
-__all__ = ["Guard", "judge"]
+__all__ = ["Guard", "check"]
 
 
 def _share(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -49,7 +49,7 @@ class Guard:
     identity: bool = True
 
 
-def judge(new: Manifest, history: Sequence[Manifest], guard: Guard) -> tuple[str, ...]:
+def check(new: Manifest, history: Sequence[Manifest], guard: Guard) -> tuple[str, ...]:
     """Return why a backup is suspect, one sentence for each reason; nothing if it is not.
 
     Args:

@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
-from pgsnap.components.values import Keep, format_span
+from pgsnap.components.values import RetentionPolicy, format_span
 
 __all__ = ["PERIODS", "SKEW", "Candidate", "Coverage", "Decision", "coverage", "decide", "next_expiry"]
 
@@ -35,12 +35,12 @@ SKEW = timedelta(hours=1)
 class Candidate:
     """What is known of one committed backup in one store.
 
-    ``bad`` says why it is not good and is empty if it is; ``acknowledged`` that a person knows; ``held`` that it must stay.
+    ``defect`` says why it is not good and is empty if it is; ``acknowledged`` that a person knows; ``held`` that it must stay.
     """
 
     id: str
     time: datetime
-    bad: str = ""
+    defect: str = ""
     acknowledged: bool = False
     held: bool = False
 
@@ -84,7 +84,7 @@ PERIODS: Mapping[str, Period] = {
 
 
 def decide(
-    keep: Keep | None, zone: str, backups: Iterable[Candidate], now: datetime, *, skew: timedelta = SKEW
+    keep: RetentionPolicy | None, zone: str, backups: Iterable[Candidate], now: datetime, *, skew: timedelta = SKEW
 ) -> list[Decision]:
     """Decide about each backup of one store; their order does not matter.
 
@@ -117,10 +117,10 @@ def decide(
 def _good(ordered: list[Candidate], latest: datetime) -> tuple[list[Candidate], set[str]]:
     """Return the good backups up to ``latest``, newest first, and the ids of all later ones."""
     future = {b.id for b in ordered if b.time > latest}
-    return [b for b in reversed(ordered) if not b.bad and b.id not in future], future
+    return [b for b in reversed(ordered) if not b.defect and b.id not in future], future
 
 
-def _apply(keep: Keep, zone: ZoneInfo, good: list[Candidate], reasons: dict[str, list[str]]) -> None:
+def _apply(keep: RetentionPolicy, zone: ZoneInfo, good: list[Candidate], reasons: dict[str, list[str]]) -> None:
     """Note which rules keep which of the good backups (newest first)."""
     for place, backup in enumerate(good[: keep.last or 0], 1):
         reasons[backup.id].append(f"last {place} of {keep.last}")
@@ -150,20 +150,20 @@ def _apply(keep: Keep, zone: ZoneInfo, good: list[Candidate], reasons: dict[str,
             reasons[good[-1].id].append(f"the oldest, while there are not {wanted} {name} ones")
 
 
-def _conclude(backup: Candidate, keep: Keep, good: list[Candidate], reasons: list[str]) -> Decision:
+def _conclude(backup: Candidate, keep: RetentionPolicy, good: list[Candidate], reasons: list[str]) -> Decision:
     if reasons:
         return Decision(backup.id, True, tuple(reasons))
-    if not backup.bad:
+    if not backup.defect:
         return Decision(backup.id, False, ("no rule keeps it",))
     if not backup.acknowledged:
-        return Decision(backup.id, True, (f"{backup.bad}; it stays until it is acknowledged",))
+        return Decision(backup.id, True, (f"{backup.defect}; it stays until it is acknowledged",))
     newer = sum(b.time > backup.time for b in good)
     if newer >= keep.min_good:
-        return Decision(backup.id, False, (f"{backup.bad}, acknowledged, and there are {newer} newer good ones",))
-    return Decision(backup.id, True, (f"{backup.bad}; there are not {keep.min_good} newer good ones",))
+        return Decision(backup.id, False, (f"{backup.defect}, acknowledged, and there are {newer} newer good ones",))
+    return Decision(backup.id, True, (f"{backup.defect}; there are not {keep.min_good} newer good ones",))
 
 
-def next_expiry(keep: Keep | None, zone: str, backups: Iterable[Candidate], now: datetime) -> datetime | None:
+def next_expiry(keep: RetentionPolicy | None, zone: str, backups: Iterable[Candidate], now: datetime) -> datetime | None:
     """Return when the first of these backups goes if one good backup a day follows; None if none does within two years."""
     present = list(backups)
     ids = {backup.id for backup in present}
@@ -193,7 +193,7 @@ class Coverage:
         return self.have >= self.want
 
 
-def coverage(keep: Keep | None, zone: str, backups: Iterable[Candidate], now: datetime) -> dict[str, Coverage]:
+def coverage(keep: RetentionPolicy | None, zone: str, backups: Iterable[Candidate], now: datetime) -> dict[str, Coverage]:
     """Return for each rule with periods how many of them have a good backup.
 
     Periods count back from the reference, as many as the rule wants, but not before the oldest backup: a young history is no gap.

@@ -1,7 +1,7 @@
 """The stores of one run: written to together, dropped one by one, never able to stop each other.
 
 Everything that goes to the stores goes through here and is bounded in time: a store that hangs is dropped and its thread left
-behind. A stream is bounded by ``fan_out``; a small file or a listing, of which less can be expected, by ``BoundedStore``.
+behind. A stream is bounded by ``fan_out``; a small file or a listing, of which less can be expected, by ``TimeLimitedStore``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pgsnap.components.contracts import Store
 from pgsnap.components.run import Run
 from pgsnap.errors import PgsnapError, StoreError
 from pgsnap.repository.manifest import MANIFEST, ObjectRecord
-from pgsnap.stores.timeouts import BoundedStore, Limits
+from pgsnap.stores.timeouts import Limits, TimeLimitedStore
 from pgsnap.streams import BLOCK, Chunks, Outcome, Stalled, Stream, Tap, drain, fan_out
 
 __all__ = ["StoreSet"]
@@ -33,7 +33,7 @@ class StoreSet:
     """
 
     def __init__(self, stores: Sequence[Store], run: Run, limits: Limits) -> None:
-        self.stores = tuple(BoundedStore.of(store, limits) for store in stores)
+        self.stores = tuple(TimeLimitedStore.of(store, limits) for store in stores)
         self.failures: dict[int, PgsnapError] = {}
         self.touched: set[int] = set()
         self.wrote: set[int] = set()

@@ -23,7 +23,7 @@ from pgsnap.components.run import Run
 from pgsnap.components.values import Entry, Finding
 from pgsnap.errors import ConfigError, Denied, NotFound, PgsnapError, StoreError
 from pgsnap.streams import CHUNK, Chunks, Stream
-from pgsnap.streams.retry import Patience
+from pgsnap.streams.retry import RetryPolicy
 
 __all__ = ["FsspecStore"]
 
@@ -128,7 +128,7 @@ class FsspecStore(Store):
         path = self._path(system, root, key)
         try:
             system.invalidate_cache(path.rpartition("/")[0])
-            info = Patience(_may_pass)(lambda: system.info(path))
+            info = RetryPolicy(_may_pass)(lambda: system.info(path))
             if info.get("type") == "directory":  # its size is 0: it would be read as an empty object
                 raise NotFound(f"{self.label}: cannot read {key}: it is a folder, not an object.", self.label)
             size = int(info["size"])
@@ -137,7 +137,7 @@ class FsspecStore(Store):
                 raise StoreError(f"{self.label}: {key} has {size} bytes, but {end} are needed; it was cut short.", self.label)
             for at in range(start, end, RANGE):
                 until = min(at + RANGE, end)
-                piece = bytes(Patience(_may_pass)(functools.partial(system.cat_file, path, start=at, end=until)))
+                piece = bytes(RetryPolicy(_may_pass)(functools.partial(system.cat_file, path, start=at, end=until)))
                 if len(piece) != until - at:
                     raise StoreError(f"{self.label}: {key} became shorter while it was read.", self.label)
                 yield piece

@@ -1,9 +1,9 @@
-"""Bounds in time for the calls of a store: whatever it is and whatever has become of it, each call ends.
+"""Limits in time for the calls of a store: whatever it is and whatever has become of it, each call ends.
 
 The streams of a backup or a copy go through a ``StoreSet``, which drops a store that hangs. All other calls go through a
-``BoundedStore``: the call is made in a thread, and when there is no progress for too long the thread is left behind and the call
-fails like one of a store that cannot be reached. A store's own timeouts, where it has some, know more and should come first; a
-directory on a mount whose server is gone has none at all.
+``TimeLimitedStore``: the call is made in a thread, and when there is no progress for too long the thread is left behind and the
+call fails like one of a store that cannot be reached. A store's own timeouts, where it has some, know more and should come first;
+a directory on a mount whose server is gone has none at all.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pgsnap.components.contracts import Store
 from pgsnap.components.run import Run
 from pgsnap.components.values import Entry, Finding
 from pgsnap.errors import StoreError
-from pgsnap.streams import CHUNK, Bounds, Chunks, Stalled, Stream
+from pgsnap.streams import CHUNK, Chunks, Stalled, Stream, Watchdog
 from pgsnap.streams.basics import weight
 
-__all__ = ["BoundedStore", "Limits"]
+__all__ = ["Limits", "TimeLimitedStore"]
 
 R = TypeVar("R")
 AHEAD = 4 * CHUNK
@@ -45,7 +45,7 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
-class BoundedStore(Store):
+class TimeLimitedStore(Store):
     """Another store, each of whose calls ends in time: with a StoreError that names it, if there is no progress for too long.
 
     Once a call was left behind, others fail at once for as long as it is blocked. A stream that is read, or a listing, is pulled
@@ -56,12 +56,12 @@ class BoundedStore(Store):
 
     store: Store
     limits: Limits
-    _bounds: Bounds = attrs.field(factory=Bounds, init=False, repr=False, eq=False)
+    _bounds: Watchdog = attrs.field(factory=Watchdog, init=False, repr=False, eq=False)
 
     @classmethod
-    def of(cls, store: Store, limits: Limits) -> BoundedStore:
+    def of(cls, store: Store, limits: Limits) -> TimeLimitedStore:
         """Return the store with its calls bounded; one that is bounded already stays as it is."""
-        if isinstance(store, BoundedStore):
+        if isinstance(store, TimeLimitedStore):
             return store
         return cls(url=store.url, keep=store.keep, store=store, limits=limits)
 

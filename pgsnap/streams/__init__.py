@@ -19,27 +19,27 @@ published nothing. Only ``Store.write`` opens anything for writing.
 
 Theory of operation: the thread that calls ``fan_out`` (or any other sink) pulls chunks through all stages. The bridges below
 adapt libraries that want files: ``ChunkReader`` (reads), ``through_writer`` (writes), ``through_thread`` (both at once).
-``Bounds`` does in a thread what may never come back, and leaves it behind.
+``Watchdog`` does in a thread what may never come back, and leaves it behind.
 """
 
 from __future__ import annotations
 
 from pgsnap.streams.basics import BLOCK, CHUNK, Chunks, Stream, Tap, drain, read_chunks, resize, take
-from pgsnap.streams.bounds import Bounds
 from pgsnap.streams.bridges import ChunkReader, prefetch, through_thread, through_writer
 from pgsnap.streams.fan_out import Outcome, Stalled, fan_out
 from pgsnap.streams.parallel import in_flight
+from pgsnap.streams.watchdog import Watchdog
 
 __all__ = [
     "BLOCK",
     "CHUNK",
-    "Bounds",
     "ChunkReader",
     "Chunks",
     "Outcome",
     "Stalled",
     "Stream",
     "Tap",
+    "Watchdog",
     "drain",
     "fan_out",
     "in_flight",

@@ -35,10 +35,10 @@ __all__ = [
     "Spawn",
     "clean_environment",
     "feed_process",
+    "lower_priority",
     "read_child",
     "read_process",
     "spawn",
-    "step_back",
     "through_process",
     "watch",
 ]
@@ -62,7 +62,7 @@ class Child:
     def __init__(self, argv: Sequence[str], process: subprocess.Popen[bytes]) -> None:
         self.argv = tuple(argv)
         self.process = process
-        self._told = False
+        self._signalled = False
         self._tail = bytearray()
         self._drain = threading.Thread(target=self._read_stderr, name="stderr", daemon=True)
         self._drain.start()
@@ -87,13 +87,13 @@ class Child:
                 os.killpg(self.process.pid, number)
 
     @property
-    def is_over(self) -> bool:
+    def has_exited(self) -> bool:
         """Whether it was told to end and has: who still holds its pipes is something that it left behind, and not waited for."""
-        return self._told and self.process.poll() is not None
+        return self._signalled and self.process.poll() is not None
 
     def terminate(self) -> None:
         """Ask it and what it has started to end (SIGTERM), without waiting."""
-        self._told = True
+        self._signalled = True
         self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class Child:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """Return the end of its stderr, complete as far as it closed that when it ended."""
         self._drain.join(DRAIN_SECONDS)
         return self.stderr
@@ -137,11 +137,10 @@ class Child:
                 text = f"{name} was ended by signal {-status}"
         else:
             text = f"{name} {'failed' if status else 'ended'} with exit status {status}"
-        said = self.stderr
-        text += f": {said}" if said else " and said nothing"
+        text += f": {self.stderr}" if self.stderr else " and said nothing"
         if note:
             text = f"{text.rstrip('.')}. {note}"
-        return error(text, self.argv, status, said)
+        return error(text, self.argv, status, self.stderr)
 
 
 class Spawn(Protocol):
@@ -264,20 +263,22 @@ def read_process(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     error: type[ProcessError] = ProcessError,
-    said: Callable[[str], object] | None = None,
+    on_stderr: Callable[[str], object] | None = None,
 ) -> Stream:
     """Yield what a child writes to stdout, in chunks of at most 1 MiB; the child starts at the first ``next()``.
 
     Args:
-        said: Called with the end of its stderr (at most 8 KiB) if it succeeded and wrote something there, such as a warning.
+        on_stderr: Called with the end of its stderr (at most 8 KiB) if it succeeded and wrote something there, such as a warning.
 
     Raises:
         error: It exited with anything but 0, after all of its output was yielded.
     """
-    yield from read_child(start(argv, stdout=subprocess.PIPE, env=env, pass_fds=pass_fds), error=error, said=said)
+    yield from read_child(start(argv, stdout=subprocess.PIPE, env=env, pass_fds=pass_fds), error=error, on_stderr=on_stderr)
 
 
-def read_child(child: Child, *, error: type[ProcessError] = ProcessError, said: Callable[[str], object] | None = None) -> Stream:
+def read_child(
+    child: Child, *, error: type[ProcessError] = ProcessError, on_stderr: Callable[[str], object] | None = None
+) -> Stream:
     """Yield what a child writes to stdout, as ``read_process`` does; for one that was started before it is read.
 
     A stream that is never begun frees nothing: then release the child yourself.
@@ -289,7 +290,7 @@ def read_child(child: Child, *, error: type[ProcessError] = ProcessError, said: 
         ready.register(descriptor, select.POLLIN)
         while True:
             if not ready.poll(1000):
-                if child.is_over:
+                if child.has_exited:
                     raise child.failure(error)
                 continue
             chunk = os.read(descriptor, CHUNK)
@@ -298,8 +299,8 @@ def read_child(child: Child, *, error: type[ProcessError] = ProcessError, said: 
             yield chunk
         if child.process.wait():
             raise child.failure(error)
-        if said is not None and (text := child.last_words()):
-            said(text)
+        if on_stderr is not None and (text := child.stderr_tail()):
+            on_stderr(text)
     finally:
         child.release()
 
@@ -331,7 +332,7 @@ def through_process(
             ready.register(stdout, selectors.EVENT_READ)
             pending = memoryview(b"")
             while ready.get_map():
-                if not (events := ready.select(1.0)) and child.is_over:
+                if not (events := ready.select(1.0)) and child.has_exited:
                     raise child.failure(error)
                 for key, _ in events:
                     if key.fileobj is stdout:
@@ -442,7 +443,7 @@ def watch(tick: Callable[[], object], every: float, name: str = "watch") -> Iter
 
 
 @contextlib.contextmanager
-def step_back() -> Iterator[None]:
+def lower_priority() -> Iterator[None]:
     """Let this thread, and the threads that it starts meanwhile, interrupt nobody when there is work for them again.
 
     Who pumps is woken by every few KiB that pg_dump writes. On a machine with as many busy processes as processors each time

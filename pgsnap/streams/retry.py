@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 
 from pgsnap.streams import CHUNK, Chunks, Stream, in_flight
 
-__all__ = ["Body", "Patience", "Source", "chunks_of", "insist", "progressing", "read_ranges"]
+__all__ = [
+    "RequestBody",
+    "RetryPolicy",
+    "TrackedChunks",
+    "chunks_of",
+    "fetch_until_complete",
+    "read_ranges",
+    "wait_while_progressing",
+]
 
 R = TypeVar("R")
 
@@ -29,7 +37,7 @@ STEP = 256 << 10
 """Bytes that an attempt must have brought for its failure not to count."""
 
 
-class Patience:
+class RetryPolicy:
     """Repeats single requests until they succeed, fail for good, or ``cancel`` is called.
 
     Args:
@@ -71,7 +79,7 @@ class Patience:
         )(attempt)
 
 
-class Source:
+class TrackedChunks:
     """The chunks that a store is to write, and what they raised: that is not the store's to wrap or to repeat."""
 
     def __init__(self, chunks: Chunks) -> None:
@@ -87,7 +95,7 @@ class Source:
             raise
 
 
-class Body:
+class RequestBody:
     """The bytes of one request, sent in small pieces without a copy and without a thread; it knows when it last moved.
 
     What signs a request reads and rewinds it as a file, what sends it iterates over it.
@@ -121,7 +129,7 @@ class Body:
         self.moved = time.monotonic()
 
 
-async def progressing(request: Coroutine[Any, Any, R], moved: Callable[[], float], limit: float) -> R:
+async def wait_while_progressing(request: Coroutine[Any, Any, R], moved: Callable[[], float], limit: float) -> R:
     """Wait for a request for as long as it gets on.
 
     Args:
@@ -147,7 +155,7 @@ async def progressing(request: Coroutine[Any, Any, R], moved: Callable[[], float
             await asyncio.wait({task}, timeout=1.0)
 
 
-def insist(get: Callable[[], object], enough: Callable[[], bool], into: bytearray, patience: Patience) -> None:
+def fetch_until_complete(get: Callable[[], object], enough: Callable[[], bool], into: bytearray, policy: RetryPolicy) -> None:
     """Call ``get``, which appends to ``into``, until there is enough: again and again while something comes, else a few times."""
 
     def attempt() -> None:
@@ -158,14 +166,14 @@ def insist(get: Callable[[], object], enough: Callable[[], bool], into: bytearra
     while not enough():
         before = len(into)
         try:
-            patience(attempt)
+            policy(attempt)
         except Exception as error:
-            if not patience.is_transient(error) or len(into) - before < STEP:
+            if not policy.is_transient(error) or len(into) - before < STEP:
                 raise
 
 
 def read_ranges(
-    fetch: Callable[[int, int, bytearray], object], start: int, end: int, *, size: int, limit: int, patience: Patience
+    fetch: Callable[[int, int, bytearray], object], start: int, end: int, *, size: int, limit: int, policy: RetryPolicy
 ) -> Stream:
     """Yield the bytes of an object from ``start`` to ``end``. Holds ``limit`` + 1 ranges of ``size`` bytes.
 
@@ -179,7 +187,7 @@ def read_ranges(
     def get(begin: int) -> bytearray:
         into = bytearray()
         until = min(begin + size, end)
-        insist(lambda: fetch(begin + len(into), until, into), lambda: len(into) >= until - begin, into, patience)
+        fetch_until_complete(lambda: fetch(begin + len(into), until, into), lambda: len(into) >= until - begin, into, policy)
         return into
 
     with closing(in_flight(get, range(start, end, size), limit)) as pieces:
@@ -187,7 +195,7 @@ def read_ranges(
             for piece in pieces:
                 yield from chunks_of(piece)
         finally:
-            patience.cancel()
+            policy.cancel()
 
 
 def chunks_of(data: bytes | bytearray) -> Iterator[bytes]:

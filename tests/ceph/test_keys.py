@@ -15,7 +15,20 @@ import botocore.session
 import pytest
 from botocore.config import Config
 
-from pgsnap import Artifact, Denied, Dump, Dumper, Facts, Keep, Pipeline, RestoreRequest, Run, Secret, Source, StoreError
+from pgsnap import (
+    Artifact,
+    Denied,
+    Dump,
+    Dumper,
+    Facts,
+    Pipeline,
+    RestoreRequest,
+    RetentionPolicy,
+    Run,
+    Secret,
+    Source,
+    StoreError,
+)
 from pgsnap.operations.doctor import examine
 from pgsnap.streams import Stream, drain
 from pgsnap.testing import text
@@ -166,7 +179,7 @@ def test_a_key_that_may_not_delete(there: S3, allow: Callable[..., S3]) -> None:
     """Backups are made and listed; a prune says what it was refused, for one and for many, and all of them stay whole."""
     actions = ("PutObject", "GetObject", "ListBucket", "AbortMultipartUpload", "ListBucketMultipartUploads")
     store = allow(there._bucket, *actions, deny=("DeleteObject",))
-    shop = Pipeline(name="shop", dump=Bytes(), stores=[store], keep=Keep(last=1, min_good=1), auto_prune=False)
+    shop = Pipeline(name="shop", dump=Bytes(), stores=[store], keep=RetentionPolicy(last=1, min_good=1), auto_prune=False)
     ids = [shop.backup(now=datetime.now(UTC) - timedelta(days=ago)).id for ago in (3, 2, 1)]
     report = shop.prune()
     (result,) = report.stores

@@ -11,7 +11,7 @@ import attrs
 import pytest
 from botocore.exceptions import ClientError
 
-from pgsnap import Artifact, Denied, Dump, Dumper, Facts, Keep, Pipeline, RestoreRequest, Run, Source, StoreError
+from pgsnap import Artifact, Denied, Dump, Dumper, Facts, Pipeline, RestoreRequest, RetentionPolicy, Run, Source, StoreError
 from pgsnap.streams import Stream
 from pgsnap.testing import text
 from pgsnap_s3 import S3
@@ -110,7 +110,7 @@ def test_a_versioned_bucket_keeps_what_is_overwritten_and_deleted(s3: S3) -> Non
 def test_a_prune_in_a_versioned_bucket(s3: S3) -> None:
     """What it deletes vanishes from the list; what is stored stays, for a lifecycle rule of the bucket to remove."""
     s3._connect().call("put_bucket_versioning", Bucket=s3._bucket, VersioningConfiguration={"Status": "Enabled"})
-    shop = pipeline(s3, 3, 2, 1, keep=Keep(last=1, min_good=1))
+    shop = pipeline(s3, 3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     *going, staying = ids(shop)
     report = shop.prune()
     assert (0, tuple(going)) == (report.exit_code, report.stores[0].deleted)
@@ -177,7 +177,7 @@ def test_a_prune_extends_what_it_keeps(lockable: S3) -> None:
     """The retention of every object of a kept backup grows, that of a pruned one does not; the pruned one is not listed, and
     its versions stay until their own lock ends."""
     store = attrs.evolve(lockable, object_lock="compliance", object_lock_days=1)
-    shop = pipeline(store, 3, 2, 1, keep=Keep(last=1, min_good=1))
+    shop = pipeline(store, 3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     *going, staying = ids(shop)
     before = {key: retention(store, key)[1] for key in sorted(entry.key for entry in store.entries("shop/"))}
     longer = attrs.evolve(shop, stores=[attrs.evolve(store, object_lock_days=10)])  # of which one day is less than half
@@ -223,7 +223,7 @@ def test_an_extension_neither_shortens_nor_changes_the_mode(lockable: S3) -> Non
 @pytest.mark.parametrize("denied", ["PutObjectRetention", "GetObjectRetention"])
 def test_a_key_that_may_not_lock(lockable: S3, allow: Callable[..., S3], denied: str) -> None:
     """Its prune deletes what is due, since leases and marks are not locked, and says which permissions it lacks; exit code 3."""
-    shop = pipeline(lockable, 3, 2, 1, keep=Keep(last=1, min_good=1))
+    shop = pipeline(lockable, 3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     *going, staying = ids(shop)
     guest = allow(lockable._bucket, "*", deny=(denied,), object_lock="governance", object_lock_days=1)
     report = attrs.evolve(shop, stores=[guest]).prune()

@@ -24,7 +24,7 @@ from pgsnap.components.events import (
     StoreSummary,
     Succeeded,
     Summary,
-    Trial,
+    TestMessage,
     Verified,
     clip,
     one_line,
@@ -77,7 +77,7 @@ def test_each_kind_has_a_class_and_words(kind: Kind) -> None:
         (Summary(pipeline="shop", count=7, stores=(StoreSummary(label="a"),)), "ok"),
         (Summary(pipeline="shop", count=0), "warning"),
         (Summary(pipeline="shop", count=7, stores=(StoreSummary(label="a", error="offline."),)), "warning"),
-        (Trial(pipeline="shop"), "info"),
+        (TestMessage(pipeline="shop"), "info"),
     ],
 )
 def test_levels(one: Event, level: str) -> None:
@@ -115,7 +115,7 @@ def test_a_database_that_was_empty_last_time() -> None:
         (("failed",), Verified(pipeline="shop", stores=(GOOD,)), False),
         (("failed",), event("suspect"), True),
         ((), ended(Failed), False),
-        ((), Trial(pipeline="shop"), True),
+        ((), TestMessage(pipeline="shop"), True),
     ],
 )
 def test_who_wants_what(on: tuple[Kind, ...], one: Event, wanted: bool) -> None:

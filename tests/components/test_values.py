@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pgsnap.components.values import (
     NAME,
-    Keep,
+    RetentionPolicy,
     Secret,
     backup_time,
     check_name,
@@ -276,8 +276,8 @@ def test_durations_as_people_read_them(seconds: float, text: str) -> None:
 def test_a_policy_that_keeps_nothing_is_refused(field: str, value: int) -> None:
     """0 could be read as "none" or as "all": the message says what to write."""
     with pytest.raises(ConfigError, match=f"keep.{field} is {value}; give a number of backups of 1 or more"):
-        Keep(**{field: value})
-    assert 1 == getattr(Keep(**{field: 1}), field)
+        RetentionPolicy(**{field: value})
+    assert 1 == getattr(RetentionPolicy(**{field: 1}), field)
 
 
 def test_plain_mapping_is_a_copy() -> None:

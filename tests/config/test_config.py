@@ -23,10 +23,10 @@ from pgsnap import (
     ConfigError,
     Dumper,
     FsspecStore,
-    Keep,
     LocalStore,
     Notifier,
     Pipeline,
+    RetentionPolicy,
     Secret,
     Transform,
     hookimpl,
@@ -215,12 +215,12 @@ def test_builds_a_pipeline_of_components(config: Load) -> None:
     assert ToyDump(url=Secret(CANARY)) == shop.dump
     assert (Zip(level=9, recipients=("age1abc",)), Zip()) == shop.transforms
     assert (
-        LocalStore(url="/var/backups/pgsnap", keep=Keep(last=3)),
-        FsspecStore(url="memory://bucket", options={"skip_instance_cache": True}, keep=Keep(daily=7, weekly=4)),
+        LocalStore(url="/var/backups/pgsnap", keep=RetentionPolicy(last=3)),
+        FsspecStore(url="memory://bucket", options={"skip_instance_cache": True}, keep=RetentionPolicy(daily=7, weekly=4)),
     ) == shop.stores
     assert (Bell(webhook=Secret("https://hook"), on=("failed",)),) == shop.notifiers
     assert ("shop", 2, 7200.0, 60.0, 16 << 20) == (shop.name, shop.quorum, shop.timeout, shop.stall_timeout, shop.buffer)
-    assert ("Asia/Seoul", Keep(daily=7, weekly=4)) == (shop.timezone, shop.keep)
+    assert ("Asia/Seoul", RetentionPolicy(daily=7, weekly=4)) == (shop.timezone, shop.keep)
     assert () == loaded.notes
 
 
@@ -302,8 +302,8 @@ def test_defaults_are_replaced_whole_by_a_pipeline(config: Load) -> None:
     pipelines = config(text).pipelines
     assert ["a", "b"] == list(pipelines)
     assert ((Zip(),), ()) == (pipelines["a"].transforms, pipelines["b"].transforms)
-    assert (Keep(daily=7, weekly=4), Keep(last=2)) == (pipelines["a"].keep, pipelines["b"].keep)
-    assert Keep(last=2) == pipelines["b"].stores[0].keep
+    assert (RetentionPolicy(daily=7, weekly=4), RetentionPolicy(last=2)) == (pipelines["a"].keep, pipelines["b"].keep)
+    assert RetentionPolicy(last=2) == pipelines["b"].stores[0].keep
 
 
 def test_a_component_may_be_named_by_its_path(config: Load) -> None:
@@ -786,7 +786,7 @@ def test_every_key_is_in_the_reference() -> None:
     keys = {renamed.get(field.name, field.name) for field in attrs.fields(Pipeline)} - {"name"}
     assert keys | {"url"} == rows.keys()
     named = set(re.findall(r"`(\w+)`", text))
-    for class_ in (Keep, LocalStore, FsspecStore, Notifier):
+    for class_ in (RetentionPolicy, LocalStore, FsspecStore, Notifier):
         assert {field.name for field in attrs.fields(class_)} <= named
 
 

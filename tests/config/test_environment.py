@@ -15,10 +15,10 @@ from pgsnap import (
     ConfigError,
     Dumper,
     FsspecStore,
-    Keep,
     LocalStore,
     Notifier,
     Pipeline,
+    RetentionPolicy,
     Secret,
     Transform,
     hookimpl,
@@ -157,7 +157,7 @@ def test_everything_that_a_hosted_project_may_have(pipeline: Callable[..., Pipel
         Checksum(algorithm="sha256"),
     ) == found.transforms
     assert (
-        LocalStore(url="/var/backups/pgsnap", keep=Keep(daily=7)),
+        LocalStore(url="/var/backups/pgsnap", keep=RetentionPolicy(daily=7)),
         Bucket(url="s3://my-bucket"),
         Bucket(url="gs://other-bucket/folder"),
     ) == found.stores
@@ -181,7 +181,7 @@ def test_a_database_url_is_enough(pipeline: Callable[..., Pipeline]) -> None:
     shop = pipeline({"DATABASE_URL": URL, "HOME": "/home/me"})
     assert "shop" == shop.name
     assert (Gzip(), Checksum(algorithm="md5"), Checksum(algorithm="sha256")) == shop.transforms
-    assert (LocalStore(url="/home/me/.local/share/pgsnap", keep=Keep(daily=7)),) == shop.stores
+    assert (LocalStore(url="/home/me/.local/share/pgsnap", keep=RetentionPolicy(daily=7)),) == shop.stores
     assert () == shop.notifiers
 
 
@@ -324,7 +324,7 @@ def test_a_file_is_used_alone(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "pgsnap.toml").write_text(init_toml({"DATABASE_URL": URL, "PGSNAP_DIR": "/backups"}))
     loaded = load(registry=registry, environ=EVERYTHING, directory=tmp_path)
     assert tmp_path / "pgsnap.toml" == loaded.path
-    assert (LocalStore(url="/backups", keep=Keep(daily=7)),) == loaded.pipelines["shop"].stores
+    assert (LocalStore(url="/backups", keep=RetentionPolicy(daily=7)),) == loaded.pipelines["shop"].stores
 
 
 def test_our_own_plugins_take_what_the_environment_gives(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ All other languages (``text``, ``sh``, ``sql``, ``ini``) are for reading only.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,7 @@ def run_console(example: Any) -> str | None:
     for command in commands:
         text, _, status = command.partition("# exit ")
         with tempfile.NamedTemporaryFile() as state:
-            script = f"set -eo pipefail\n{text}\nenv -0 >{state.name}\n"
+            script = f"set -eo pipefail\n{text}\nenv -0 >{shlex.quote(state.name)}\n"
             done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
             if done.returncode != int(status.strip() or 0):
                 return f"$ {command}\nexited with {done.returncode}\n{done.stdout}{done.stderr}"

@@ -165,7 +165,7 @@ def test_the_probe_of_the_heartbeat(tmp_path: Path) -> None:
     text = (EXAMPLES / "docker/Dockerfile").read_text()
     match = re.search(r"CMD (test .*)", text)
     assert match is not None
-    line = match[1].replace("/tmp/heartbeat", str(tmp_path / "beat"))
+    line = match[1].replace("/tmp/heartbeat", shlex.quote(str(tmp_path / "beat")))
     assert match[1] in (EXAMPLES / "kubernetes/schedule.yaml").read_text()
 
     def code() -> int:

@@ -457,7 +457,7 @@ def test_what_was_ignored_from_the_start_stays_ignored(desk: Any, ignored: bool,
         f"""
         [pipeline.shop.dump]
         use = "pg_dump"
-        url = {{ command = ["sh", "-c", "touch {began}; sleep 2"] }}
+        url = {{ command = ["sh", "-c", "touch '{began}'; sleep 2"] }}
         [[pipeline.shop.store]]
         url = "{desk.folder}/one"
         """

@@ -21,11 +21,11 @@ from pgsnap import (
     ConfigError,
     DumpError,
     Event,
-    Keep,
     LocalStore,
     NotifyError,
     PgsnapError,
     Pipeline,
+    RetentionPolicy,
     StageError,
     StoreError,
     Transform,
@@ -265,7 +265,7 @@ def history(make: Make, toy: Any) -> tuple[Pipeline, Remember]:
     pipeline = make(dump=toy(contents={"shop.dump": b"x" * 1000}))
     for day in (20, 21, 22):
         pipeline.backup(now=datetime(2026, 11, day, 8, tzinfo=UTC))
-    return attrs.evolve(pipeline, notifiers=[remember], keep=Keep(last=2, min_good=1)), remember
+    return attrs.evolve(pipeline, notifiers=[remember], keep=RetentionPolicy(last=2, min_good=1)), remember
 
 
 NEXT = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -333,7 +333,7 @@ def test_a_store_that_deletes_nothing_is_told_as_such(history: tuple[Pipeline, R
 
     pipeline, remember = history
     first, second, *_ = (backup.id for backup in pipeline.backups().backups)
-    stores = [Keeping(url=pipeline.stores[0].url), LocalStore(url=pipeline.stores[1].url, keep=Keep(last=9))]
+    stores = [Keeping(url=pipeline.stores[0].url), LocalStore(url=pipeline.stores[1].url, keep=RetentionPolicy(last=9))]
     report = attrs.evolve(pipeline, stores=stores).backup(now=NEXT)
     done, told = remember.events
     assert isinstance(told, Pruned)

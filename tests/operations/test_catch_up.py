@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import ConfigError, Denied, Keep, LocalStore, Pipeline, StoreError
+from pgsnap import ConfigError, Denied, LocalStore, Pipeline, RetentionPolicy, StoreError
 from pgsnap.components.values import Entry
 from pgsnap.operations import catch_up
 from pgsnap.streams import Chunks
@@ -148,7 +148,7 @@ def test_a_fault_in_it_does_not_fail_the_run(make: Make, tmp_path: Path, monkeyp
 def test_what_the_stores_policy_would_not_keep_is_not_copied(make: Make, toy: Any, tmp_path: Path) -> None:
     """Else each run would copy to a store with a shorter policy what the prune after it deletes."""
     now = datetime.now(UTC)
-    stores = [LocalStore(url=str(tmp_path / "a")), LocalStore(url=str(tmp_path / "b"), keep=Keep(last=2, min_good=1))]
+    stores = [LocalStore(url=str(tmp_path / "a")), LocalStore(url=str(tmp_path / "b"), keep=RetentionPolicy(last=2, min_good=1))]
     pipeline = make(stores=stores, dump=toy(contents={"shop.dump": b"x" * 1000}))
     for days in range(6, 0, -1):
         report = pipeline.backup(now=now - timedelta(days=days))

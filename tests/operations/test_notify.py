@@ -11,9 +11,9 @@ import attrs
 import pytest
 
 from pgsnap import Event, Notifier, NotifyError, Secret
-from pgsnap.components.events import Drilled, Failed, StoreOutcome, Trial, now
+from pgsnap.components.events import Drilled, Failed, StoreOutcome, TestMessage, now
 from pgsnap.components.redact import Redactor
-from pgsnap.operations.notify import Voice, deliver, emit, redacted, tell
+from pgsnap.operations.notify import RunNotifications, deliver, notify, redacted, send
 
 CANARY = "c4nary-s3cret"
 NOTHING = Redactor()
@@ -43,7 +43,7 @@ def test_all_are_told_at_once_and_failures_are_sentences() -> None:
     together = threading.Barrier(2, timeout=10)
     both = [Toy(do=lambda event, timeout: together.wait()) for _ in range(2)]
     sick = [Toy(do=failing(NotifyError("nobody answers."))), Toy(do=failing(KeyError("x")))]
-    errors = tell([both[0], sick[0], both[1], sick[1]], Trial(pipeline="shop"), redact=NOTHING, timeout=20)
+    errors = send([both[0], sick[0], both[1], sick[1]], TestMessage(pipeline="shop"), redact=NOTHING, timeout=20)
     assert ("the notifier 'toy' failed: nobody answers.", "the notifier 'toy' failed: KeyError: 'x'") == errors
 
 
@@ -60,7 +60,7 @@ def test_one_that_hangs_is_given_up() -> None:
     began = time.monotonic()
     try:
         quick = Toy(do=lambda event, timeout: told.append(event))
-        errors = tell([Toy(do=hang), quick], Trial(pipeline="shop"), redact=NOTHING, timeout=1.5)
+        errors = send([Toy(do=hang), quick], TestMessage(pipeline="shop"), redact=NOTHING, timeout=1.5)
     finally:
         release.set()
     assert time.monotonic() - began < 2.5
@@ -78,12 +78,12 @@ def test_a_run_has_one_limit(make: Callable[..., Any]) -> None:
         seen.append(timeout)
         time.sleep(0.3)
 
-    voice = Voice(make(notifiers=[Toy(do=slow)], notify_timeout=3))
+    notifications = RunNotifications(make(notifiers=[Toy(do=slow)], notify_timeout=3))
     for _ in range(5):
-        voice.tell(Trial(pipeline="shop"))
+        notifications.send(TestMessage(pipeline="shop"))
     assert seen == sorted(seen, reverse=True)
     assert 1.0 <= seen[-1] < seen[0] <= 3
-    voice.tell(Trial(pipeline="shop"), at_most=0.8)
+    notifications.send(TestMessage(pipeline="shop"), at_most=0.8)
     assert seen[-1] < 0.8
 
 
@@ -97,7 +97,7 @@ def test_no_secret_reaches_a_notifier(make: Callable[..., Any]) -> None:
     )  # fmt: skip
     drilled = Drilled(pipeline="shop", started=now(), ended=now(), checks=(("g", f"h {CANARY}"),))
     for event in (failed, drilled):
-        assert () == emit(pipeline, event)
+        assert () == notify(pipeline, event)
     assert 2 == len(told)
     for event in told:
         assert CANARY not in str(attrs.asdict(event))
@@ -108,12 +108,12 @@ def test_no_secret_reaches_a_notifier(make: Callable[..., Any]) -> None:
 def test_no_secret_comes_back_from_a_notifier(make: Callable[..., Any]) -> None:
     """What a careless notifier says of its failure is redacted."""
     pipeline = make(notifiers=[Toy(do=failing(ValueError(f"bad URL {CANARY}")), token=Secret(CANARY))])
-    assert ("the notifier 'toy' failed: ValueError: bad URL ***",) == emit(pipeline, Trial(pipeline="shop"))
+    assert ("the notifier 'toy' failed: ValueError: bad URL ***",) == notify(pipeline, TestMessage(pipeline="shop"))
 
 
 def test_redacted_changes_texts_only() -> None:
     """Times and numbers are as they were."""
-    event = Trial(pipeline="shop", text="hello")
+    event = TestMessage(pipeline="shop", text="hello")
     assert event == redacted(event, Redactor(["something else"]))
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import ConfigError, DumpError, Keep, LocalStore, NotFound, Pipeline, Store, StoreError
+from pgsnap import ConfigError, DumpError, LocalStore, NotFound, Pipeline, RetentionPolicy, Store, StoreError
 from pgsnap.components.values import Entry
 from pgsnap.repository.manifest import Manifest, StageRecord
 from pgsnap.streams import Chunks, Stream
@@ -55,8 +55,8 @@ def age(folder: Path) -> None:
 
 def test_each_store_keeps_by_its_own_policy(filled: Any, tmp_path: Path) -> None:
     """The store's own keep, or else the pipeline's; one that has none keeps everything."""
-    stores = [LocalStore(url=str(tmp_path / "a"), keep=Keep(last=4)), LocalStore(url=str(tmp_path / "b"))]
-    pipeline = filled(*range(9, 0, -1), stores=stores, keep=Keep(last=6))
+    stores = [LocalStore(url=str(tmp_path / "a"), keep=RetentionPolicy(last=4)), LocalStore(url=str(tmp_path / "b"))]
+    pipeline = filled(*range(9, 0, -1), stores=stores, keep=RetentionPolicy(last=6))
     report = pipeline.prune()
     assert (0, [5, 3]) == (report.exit_code, [len(store.deleted) for store in report.stores])
     found = pipeline.backups()
@@ -68,7 +68,7 @@ def test_each_store_keeps_by_its_own_policy(filled: Any, tmp_path: Path) -> None
 
 def test_a_dry_run_says_what_and_why_and_changes_nothing(filled: Any, tmp_path: Path) -> None:
     """Each backup, kept or not, by which rule."""
-    pipeline = filled(*range(5, 0, -1), keep=Keep(last=2, min_good=1))
+    pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=2, min_good=1))
     before = sorted(tmp_path.rglob("*"))
     report = pipeline.prune(dry_run=True)
     assert before == sorted(tmp_path.rglob("*"))
@@ -79,7 +79,7 @@ def test_a_dry_run_says_what_and_why_and_changes_nothing(filled: Any, tmp_path: 
 
 def test_a_good_backup_is_followed_by_a_prune(filled: Any) -> None:
     """And the report says what went."""
-    pipeline = filled(*range(6, 0, -1), keep=Keep(last=3))
+    pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
     report = pipeline.backup()
     assert [0, 1, 2] == days_left(pipeline)
     assert [4, 4] == [len(store.deleted) for store in report.prune.stores]
@@ -87,7 +87,7 @@ def test_a_good_backup_is_followed_by_a_prune(filled: Any) -> None:
 
 def test_a_failed_backup_is_not_followed_by_a_prune(filled: Any, toy: Any) -> None:
     """Not even of what the policy would not keep."""
-    pipeline = filled(*range(6, 0, -1), keep=Keep(last=3))
+    pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
     with pytest.raises(DumpError, match="it was shot"):
         attrs.evolve(pipeline, dump=toy(fail_at=0)).backup()
     assert 6 == len(days_left(pipeline))
@@ -95,7 +95,7 @@ def test_a_failed_backup_is_not_followed_by_a_prune(filled: Any, toy: Any) -> No
 
 def test_a_store_that_missed_the_backup_is_not_pruned(filled: Any, faulty: Any, tmp_path: Path) -> None:
     """Only stores that hold the new one are; the others keep what they have."""
-    pipeline = filled(*range(6, 0, -1), keep=Keep(last=3))
+    pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
     broken = faulty(url=str(tmp_path / "b"), fail_write="shop.dump")
     report = attrs.evolve(pipeline, stores=[pipeline.stores[0], broken]).backup()
     assert 3 == report.exit_code
@@ -106,14 +106,14 @@ def test_a_store_that_missed_the_backup_is_not_pruned(filled: Any, faulty: Any, 
 
 def test_auto_prune_can_be_switched_off(filled: Any) -> None:
     """For a key that may not delete."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1), auto_prune=False)
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1), auto_prune=False)
     assert pipeline.backup().prune is None
     assert 4 == len(days_left(pipeline))
 
 
 def test_a_prune_that_fails_does_not_fail_the_backup(filled: Any, tmp_path: Path) -> None:
     """It becomes a note of the report."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStore, "delete", refusing(LocalStore.delete, "manifest.json", "object lock"))
         report = pipeline.backup()
@@ -133,7 +133,7 @@ def test_neighbours_are_never_touched(filled: Any, tmp_path: Path) -> None:
     (tmp_path / "a" / "app" / "notes.txt").write_text("mine")
     (tmp_path / "a" / "app" / "20200101T000000Z-0000.txt").write_text("mine")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    gone = attrs.evolve(pipelines["app"], keep=Keep(last=1, min_good=1)).prune()
+    gone = attrs.evolve(pipelines["app"], keep=RetentionPolicy(last=1, min_good=1)).prune()
     after = {path for path in tmp_path.rglob("*") if path.is_file()}
     deleted = {id for store in gone.stores for id in store.deleted}
     assert 4 == len(deleted)
@@ -147,7 +147,7 @@ def test_neighbours_are_never_touched(filled: Any, tmp_path: Path) -> None:
 
 def test_held_backups_stay_until_released(filled: Any) -> None:
     """By a mark in the stores, so every machine sees it."""
-    pipeline = filled(*range(5, 0, -1), keep=Keep(last=1, min_good=1))
+    pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=1, min_good=1))
     oldest = pipeline.backups().backups[0].id
     assert 2 == len(pipeline.hold(oldest[:12]).labels)
     pipeline.prune()
@@ -162,7 +162,7 @@ def test_held_backups_stay_until_released(filled: Any) -> None:
 @pytest.mark.parametrize("name", ["drill-20200101T000000Z-failed.json", "verify-20200101T000000Z-failed.json"])
 def test_a_failed_proof_freezes_until_it_is_acknowledged(filled: Any, tmp_path: Path, name: str) -> None:
     """A drill that failed may mean that all of them are bad."""
-    pipeline = filled(*range(5, 0, -1), keep=Keep(last=1, min_good=1))
+    pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=1, min_good=1))
     newest = pipeline.backups().backups[-1].id
     (tmp_path / "a" / "shop" / newest / name).write_text("{}")
     frozen = pipeline.prune()
@@ -181,7 +181,7 @@ def test_a_failed_proof_freezes_until_it_is_acknowledged(filled: Any, tmp_path: 
 
 def test_what_is_dated_in_the_future_is_no_reference(filled: Any) -> None:
     """A wrong clock made one backup in 2035: the others are kept as if it were not there."""
-    pipeline = filled(40, 20, 10, 5, 0, -3000, keep=Keep(within=15 * 86400.0, min_good=1))
+    pipeline = filled(40, 20, 10, 5, 0, -3000, keep=RetentionPolicy(within=15 * 86400.0, min_good=1))
     pipeline.prune()
     assert [-3000, 0, 5, 10] == days_left(pipeline)
 
@@ -222,7 +222,7 @@ def refusing(method: Any, suffix: str, reason: str) -> Any:
 
 def test_a_refused_manifest_keeps_the_backup_whole(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Object lock: nothing of it is deleted, it is reported, and the next prune tries again."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "delete", refusing(LocalStore.delete, "manifest.json", "object lock"))
         report = pipeline.prune()
@@ -239,7 +239,7 @@ def test_a_refused_manifest_keeps_the_backup_whole(filled: Any, monkeypatch: pyt
 
 def test_refused_data_is_invisible_and_tried_again(filled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest went, a data object did not: the backup does not exist, and the next prune removes what is left at once."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "delete", refusing(LocalStore.delete, "shop.dump", "busy"))
         assert 3 == pipeline.prune().exit_code
@@ -251,7 +251,7 @@ def test_refused_data_is_invisible_and_tried_again(filled: Any, tmp_path: Path, 
 
 def test_a_store_that_nobody_can_reach(filled: Any, faulty: Any, tmp_path: Path) -> None:
     """It is named and left alone, the others are pruned; if no store can be reached that is the error."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     gone = faulty(url=str(tmp_path / "b"), offline=True)
     report = attrs.evolve(pipeline, stores=[pipeline.stores[0], gone]).prune()
     assert 3 == report.exit_code
@@ -263,7 +263,7 @@ def test_a_store_that_nobody_can_reach(filled: Any, faulty: Any, tmp_path: Path)
 
 def test_clocks_too_far_apart(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is old cannot be told, so nothing is deleted."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     entries = LocalStore.entries
 
     def late(self: LocalStore, prefix: str = "") -> Iterator[Entry]:
@@ -353,7 +353,7 @@ def test_ten_thousand_backups_in_fifty_pipelines(make: Any, capsys: pytest.Captu
             )
             for file in ("globals.sql.age", "shop.dump.age", "RECOVER.txt", "manifest.json"):
                 store.objects[f"{name}/{made.id}/{file}"] = (made.to_bytes() if file == "manifest.json" else b"", old)
-    pipeline = make(stores=[store], keep=Keep(daily=7, weekly=4, monthly=12))
+    pipeline = make(stores=[store], keep=RetentionPolicy(daily=7, weekly=4, monthly=12))
     begun, deleted = clock.perf_counter(), 0
     for number in range(50):
         report = attrs.evolve(pipeline, name=f"db{number}").prune()
@@ -385,7 +385,7 @@ def test_ten_thousand_backups_in_fifty_pipelines(make: Any, capsys: pytest.Captu
 
 PRUNER = """
 import os, pathlib, signal, sys
-from pgsnap import Keep, LocalStore, Pipeline
+from pgsnap import RetentionPolicy, LocalStore, Pipeline
 from tests_toy import ToyDumper
 
 left = [int(sys.argv[2])]
@@ -401,7 +401,7 @@ def killing(method):
 pathlib.Path.unlink = killing(pathlib.Path.unlink)
 LocalStore.write = killing(LocalStore.write)
 store = LocalStore(url=sys.argv[1], fsync=False)
-report = Pipeline(name="shop", dump=ToyDumper(), stores=[store], keep=Keep(last=1, min_good=1)).prune()
+report = Pipeline(name="shop", dump=ToyDumper(), stores=[store], keep=RetentionPolicy(last=1, min_good=1)).prune()
 sys.exit(report.exit_code)
 """
 
@@ -413,7 +413,7 @@ def test_killed_at_any_point(filled: Any, tmp_path: Path) -> None:
     (tmp_path / "pruner.py").write_text(PRUNER)
     template = tmp_path / "template"
     store = LocalStore(url=str(template), fsync=False)
-    pipeline = filled(3, 2, 1, stores=[store], keep=Keep(last=1, min_good=1))
+    pipeline = filled(3, 2, 1, stores=[store], keep=RetentionPolicy(last=1, min_good=1))
     newest = pipeline.backups().backups[-1].id
     kills = 0
     for number in range(1, 100):
@@ -447,7 +447,9 @@ def test_killed_at_any_point(filled: Any, tmp_path: Path) -> None:
 
 def test_a_prune_waits_for_nobody_who_is_dead(filled: Any, tmp_path: Path) -> None:
     """A live lease of somebody else: exit code 75, with who and where; one that was not refreshed counts for nothing."""
-    pipeline = filled(3, 2, 1, keep=Keep(last=1, min_good=1), stores=[LocalStore(url=str(tmp_path / "a"), fsync=False)])
+    pipeline = filled(
+        3, 2, 1, keep=RetentionPolicy(last=1, min_good=1), stores=[LocalStore(url=str(tmp_path / "a"), fsync=False)]
+    )
     path = tmp_path / "a" / "shop" / "leases" / "other.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"purpose": "copy", "host": "db1", "pid": 7, "refreshed": "2026-11-22T08:00:00+00:00"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -239,7 +240,8 @@ def test_one_of_two_stores_is_taken_by_its_label(make: Make, tmp_path: Path) -> 
     report = pipeline.backup()
     path = tmp_path / "b" / "shop" / report.id / "manifest.json"
     path.write_text(path.read_text().replace('"pgsnap": "0.1.0"', '"pgsnap": "0.1.1"'))
-    way = f"'pgsnap show {report.id} --store STORE', and use the one you trust by --store {tmp_path}/a or --store {tmp_path}/b."
+    one, two = (shlex.quote(str(tmp_path / name)) for name in ("a", "b"))
+    way = f"'pgsnap show {report.id} --store STORE', and use the one you trust by --store {one} or --store {two}."
     with pytest.raises(IntegrityError, match=re.escape(way)):
         pipeline.restore(to="postgresql:///x")
     for name, version in (("a", "0.1.0"), ("b", "0.1.1")):

@@ -14,7 +14,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from pgsnap import Keep, LocalStore, Pipeline
+from pgsnap import LocalStore, Pipeline, RetentionPolicy
 from pgsnap.cli import cli
 from pgsnap.cli.session import Session
 from pgsnap.operations.status import PipelineStatus, openmetrics
@@ -42,7 +42,7 @@ def said(found: PipelineStatus, level: str) -> list[str]:
 
 def test_all_is_well(filled: Any) -> None:
     """Both stores have what the policy wants, and it is young enough."""
-    found = filled(50, 26, 2, keep=Keep(daily=3)).status(max_age=26 * HOUR, now=NOW)
+    found = filled(50, 26, 2, keep=RetentionPolicy(daily=3)).status(max_age=26 * HOUR, now=NOW)
     assert (0, []) == (found.exit_code, list(found.findings))
     assert [(3, 3)] * 2 == [(store.count, store.coverage["daily"].have) for store in found.stores]
     assert [2 * HOUR] * 2 == [round(store.age) // 60 * 60 for store in found.stores]
@@ -65,7 +65,7 @@ def test_too_old_in_one_store(filled: Any, tmp_path: Path) -> None:
 
 def test_what_the_policy_would_not_keep_is_not_missing(filled: Any, tmp_path: Path) -> None:
     """A local store that keeps two of six has all it should have."""
-    stores = [LocalStore(url=str(tmp_path / "a"), keep=Keep(last=2, min_good=1)), LocalStore(url=str(tmp_path / "b"))]
+    stores = [LocalStore(url=str(tmp_path / "a"), keep=RetentionPolicy(last=2, min_good=1)), LocalStore(url=str(tmp_path / "b"))]
     pipeline = filled(6, 5, 4, 3, 2, 1, stores=stores)
     pipeline.prune()
     assert 0 == pipeline.status().exit_code
@@ -113,7 +113,7 @@ def test_copies_that_differ(filled: Any, tmp_path: Path) -> None:
 
 def test_a_verification_is_a_proof(filled: Any, tmp_path: Path) -> None:
     """It is recorded; a damaged copy is no good one there, freezes pruning, and is told; a repaired one is good again."""
-    pipeline = filled(30, 1, keep=Keep(last=1, min_good=1))
+    pipeline = filled(30, 1, keep=RetentionPolicy(last=1, min_good=1))
     newest = pipeline.backups().backups[-1].id
     assert pipeline.status().proof is None
     pipeline.verify()
@@ -169,7 +169,7 @@ def test_a_newer_format_is_not_damage(filled: Any, tmp_path: Path) -> None:
 
 def test_gaps_are_worth_knowing_and_no_error(filled: Any) -> None:
     """A policy that wants seven days, of which one has none."""
-    found = filled(24 * 5, 24 * 3, 0, keep=Keep(daily=7)).status(max_age=HOUR * 26)
+    found = filled(24 * 5, 24 * 3, 0, keep=RetentionPolicy(daily=7)).status(max_age=HOUR * 26)
     assert 0 == found.exit_code
     assert "daily: 3 of the last 6 have a backup." in said(found, "info")[0]
     assert not found.stores[0].policy_met
@@ -180,7 +180,7 @@ LINE = re.compile(r'[a-z_]+\{[a-z]+="(?:[^"\\]|\\.)*"(?:,[a-z]+="(?:[^"\\]|\\.)*
 
 def test_openmetrics(filled: Any) -> None:
     """Each family once, with type and help before its samples, a unit that ends its name, and an end."""
-    pipeline = filled(2, 1, keep=Keep(daily=7))
+    pipeline = filled(2, 1, keep=RetentionPolicy(daily=7))
     pipeline.verify()
     text = openmetrics([pipeline.status()])
     lines = text.splitlines()

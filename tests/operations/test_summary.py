@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import Keep, LocalStore, Pipeline
+from pgsnap import LocalStore, Pipeline, RetentionPolicy
 from pgsnap.components.events import Finished, Summary
 from pgsnap.operations.summary import LastBackup, is_due, last_backup, summarize
 from remember import Remember
@@ -123,7 +123,7 @@ def test_the_first_run_of_a_week_sends_it(make: Make) -> None:
 
 def test_the_summary_says_when_the_next_backup_goes(make: Make) -> None:
     """By the policy of each store, if one backup a day follows; a policy that keeps everything lets none go."""
-    pipeline = make(keep=Keep(daily=7))
+    pipeline = make(keep=RetentionPolicy(daily=7))
     for day in (16, 17, 18, 19, 20):
         pipeline.backup(now=at(day))
     found = summarize(pipeline, when=at(20, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def fake_pg_dump(server17: Any, tmp_path: Path) -> Callable[[str], Path]:
                 (folder / program.name).symlink_to(program)
         path = folder / "pg_dump"
         questions = 'case "$*" in *--version*|*--help*) exec "$REAL" "$@";; esac'
-        path.write_text(f"#!/bin/sh\nREAL={server17.bindir}/pg_dump\n{questions}\n{script}\n")
+        path.write_text(f"#!/bin/sh\nREAL={shlex.quote(server17.bindir)}/pg_dump\n{questions}\n{script}\n")
         path.chmod(0o755)
         return folder
 

@@ -17,7 +17,7 @@ def counting_pg_dump(folder: Path, real: Path) -> tuple[str, Path]:
             (folder / program.name).symlink_to(program)
     log = folder / "dumps.log"
     (folder / "pg_dump").write_text(
-        f'#!/bin/sh\ncase "$*" in *--snapshot*) echo dump >> {log};; esac\nexec {real / "pg_dump"} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *--snapshot*) echo dump >> "{log}";; esac\nexec "{real / "pg_dump"}" "$@"\n'
     )
     (folder / "pg_dump").chmod(0o755)
     return str(folder), log

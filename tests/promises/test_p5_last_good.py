@@ -19,7 +19,7 @@ POLICY = "keep = { last = 1, min_good = 1 }"
 def waiting(desk: Any, fake_pg_dump: Any, tmp_path: Path) -> Path:
     """Configure a dump that writes some of it, and waits for the file returned before it writes the rest."""
     gate = tmp_path / "gate"
-    wait = f"touch {gate}.begun; while [ ! -e {gate} ]; do sleep 0.05; done"
+    wait = f"touch '{gate}.begun'; while [ ! -e '{gate}' ]; do sleep 0.05; done"
     programs = fake_pg_dump(f'"$REAL" "$@" | {{ head -c 100000; {wait}; cat; }}')
     desk.configure(dump=f'compress = "none"\nbindir = "{programs}"', more=POLICY)
     return gate

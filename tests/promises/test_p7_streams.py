@@ -23,7 +23,7 @@ def synthetic_pg_dump(folder: Path, real: Path, megabytes: int) -> str:
     major = subprocess.run([real / "pg_dump", "--version"], capture_output=True, text=True, check=True).stdout
     assert "17." in major
     script = f"""#!/bin/sh
-case "$*" in *--version*|*--help*|*--schema-only*) exec {real / "pg_dump"} "$@";; esac
+case "$*" in *--version*|*--help*|*--schema-only*) exec "{real}/pg_dump" "$@";; esac
 cat <<'HEAD'
 --
 -- PostgreSQL database dump

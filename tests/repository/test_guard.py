@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsnap import ConfigError, Keep, Pipeline
-from pgsnap.repository.guard import Guard, judge
+from pgsnap import ConfigError, Pipeline, RetentionPolicy
+from pgsnap.repository.guard import Guard, check
 from pgsnap.repository.manifest import ArtifactRecord, Manifest, StageRecord
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -36,24 +36,24 @@ def manifest(number: int, size: int = 1000, *, dumper: str = "toy", **facts: Any
 
 def test_nothing_to_compare_with_is_not_suspect() -> None:
     """The first backup of all is what it is."""
-    assert () == judge(manifest(0, 0), [], Guard())
+    assert () == check(manifest(0, 0), [], Guard())
 
 
 @pytest.mark.parametrize(("size", "suspect"), [(1000, False), (500, False), (499, True), (0, True), (5000, False)])
 def test_size(size: int, suspect: bool) -> None:
     """Less than half of the largest is suspect, half is not, and growth never is."""
-    assert suspect == bool(judge(manifest(9, size), [manifest(0, 900), manifest(1, 1000), manifest(2, 800)], Guard()))
+    assert suspect == bool(check(manifest(9, size), [manifest(0, 900), manifest(1, 1000), manifest(2, 800)], Guard()))
 
 
 def test_the_sentence_names_both_numbers() -> None:
-    """So that a person can judge."""
+    """So that a person can check."""
     new = manifest(9, 400, totals={"tables": 1, "rows": 12_000})
     old = manifest(0, 1_000_000, totals={"tables": 30, "rows": 4_000_000})
     assert (
         "it has 400 B and one of the last 1 had 1.0 MB",
         "it has 12,000 rows and one of the last 1 had 4,000,000",
         "it has 1 tables and one of the last 1 had 30",
-    ) == judge(new, [old], Guard())
+    ) == check(new, [old], Guard())
 
 
 def test_a_tenth_a_day_does_not_slip_by() -> None:
@@ -61,7 +61,7 @@ def test_a_tenth_a_day_does_not_slip_by() -> None:
     history = [manifest(0, 1_000_000)]
     for day in range(1, 30):
         new = manifest(day, int(history[-1].size * 0.9))
-        if judge(new, history, Guard()):
+        if check(new, history, Guard()):
             assert 7 == day
             return
         history.append(new)
@@ -83,27 +83,27 @@ def test_a_tenth_a_day_does_not_slip_by() -> None:
 )
 def test_identity(now: Any, before: Any, said: str) -> None:
     """Another database is suspect; what is unknown has not changed."""
-    reasons = judge(manifest(1, identity=now), [manifest(0, identity=before)], Guard())
+    reasons = check(manifest(1, identity=now), [manifest(0, identity=before)], Guard())
     assert [bool(said)] == [said in "".join(reasons) and bool(reasons)] if said else reasons == ()
 
 
 def test_sizes_of_other_formats_are_not_compared() -> None:
     """Turning compression on inside pg_dump is no collapse."""
     before = [manifest(0, 10_000, format="custom", compression="none")]
-    assert () == judge(manifest(1, 1000, format="custom", compression="zstd:3"), before, Guard())
-    assert () == judge(manifest(1, 1000, dumper="other", format="custom", compression="none"), before, Guard())
-    assert judge(manifest(1, 1000, format="custom", compression="none"), before, Guard())
+    assert () == check(manifest(1, 1000, format="custom", compression="zstd:3"), before, Guard())
+    assert () == check(manifest(1, 1000, dumper="other", format="custom", compression="none"), before, Guard())
+    assert check(manifest(1, 1000, format="custom", compression="none"), before, Guard())
 
 
 def test_bounds_can_be_moved_and_switched_off() -> None:
     """Each by itself."""
     old = [manifest(0, 1000, totals={"tables": 10}, identity={"database_oid": 1})]
     new = manifest(1, 10, totals={"tables": 1}, identity={"database_oid": 2})
-    assert 3 == len(judge(new, old, Guard()))
-    assert 2 == len(judge(new, old, Guard(size=0)))
-    assert 1 == len(judge(new, old, Guard(size=0.01, tables=0.1)))
-    assert () == judge(new, old, Guard(size=0, tables=0, rows=0, identity=False))
-    assert () == judge(manifest(9, 600), [manifest(0, 10_000), manifest(1, 700)], Guard(last=1))
+    assert 3 == len(check(new, old, Guard()))
+    assert 2 == len(check(new, old, Guard(size=0)))
+    assert 1 == len(check(new, old, Guard(size=0.01, tables=0.1)))
+    assert () == check(new, old, Guard(size=0, tables=0, rows=0, identity=False))
+    assert () == check(manifest(9, 600), [manifest(0, 10_000), manifest(1, 700)], Guard(last=1))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_any_history_of_sizes(new: int, history: list[int], share: float, last: 
     """Suspect exactly if it is below the share of the largest of the last few."""
     manifests = [manifest(number, size) for number, size in enumerate(history)]
     expected = bool(history) and new < max(history[-last:]) * share
-    assert expected == bool(judge(manifest(99, new), manifests, Guard(last=last, size=share)))
+    assert expected == bool(check(manifest(99, new), manifests, Guard(last=last, size=share)))
 
 
 # --- in a run ----------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def days(make: Callable[..., Pipeline], toy: Any) -> Callable[..., Any]:
 def test_a_collapse_is_kept_reported_and_not_counted(days: Any, make: Any, tmp_path: Path) -> None:
     """It is committed with suspect.json, the exit code is 4, nothing is pruned; after the ack it is the new measure, once."""
 
-    keep = Keep(last=1, min_good=1)
+    keep = RetentionPolicy(last=1, min_good=1)
     first = days(0, 100_000, auto_prune=False)
     second = days(1, 100_000, auto_prune=False)
     report = days(2, 100, keep=keep)
@@ -198,7 +198,7 @@ def test_prune_looks_again(days: Any, make: Any) -> None:
         days(day, 100_000, auto_prune=False)
     blind = days(3, 100, guard=Guard(size=0), auto_prune=False)
     assert () == blind.suspect
-    report = make(keep=Keep(last=1, min_good=1)).prune()
+    report = make(keep=RetentionPolicy(last=1, min_good=1)).prune()
     assert 4 == report.exit_code
     assert f"{blind.id} is suspect: it has 100 B and one of the last 3 had 100 kB" in report.frozen[0]
     assert 4 == len(make().backups().backups)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Denied, Keep, LocalStore, NotFound, Pipeline, StoreError
+from pgsnap import Denied, LocalStore, NotFound, Pipeline, RetentionPolicy, StoreError
 from pgsnap.repository import object_lock as locks
 from pgsnap.streams import Chunks
 from pgsnap.testing import StoreConformance
@@ -109,7 +109,7 @@ def ids(pipeline: Pipeline) -> list[str]:
 
 def test_what_stays_is_locked_for_longer(filled: Any) -> None:
     """Those with less than half of the period left get a whole one; what goes is not touched."""
-    pipeline, store = filled(25, 20, 16, 14, 1, keep=Keep(last=4, min_good=1))
+    pipeline, store = filled(25, 20, 16, 14, 1, keep=RetentionPolicy(last=4, min_good=1))
     oldest, *kept = ids(pipeline)
     report = pipeline.prune(now=NOW)
     assert (0, (oldest,), tuple(kept[:2])) == (report.exit_code, report.stores[0].deleted, report.stores[0].extended)
@@ -131,7 +131,7 @@ def test_one_question_for_each_backup_and_no_more(filled: Any) -> None:
 
 def test_a_backup_that_stays_for_a_year_is_never_unlocked(filled: Any) -> None:
     """Night after night: its locks never end, and each object is extended about twice in thirty days."""
-    pipeline, store = filled(0, keep=Keep(yearly=1, min_good=1))
+    pipeline, store = filled(0, keep=RetentionPolicy(yearly=1, min_good=1))
     (id,) = ids(pipeline)
     for day in range(365):
         pipeline.prune(now=NOW + day * DAY)
@@ -158,7 +158,7 @@ def test_a_dry_run_tells_and_extends_nothing(filled: Any) -> None:
 
 def test_while_nothing_is_deleted_locks_go_on(filled: Any, toy: Any) -> None:
     """A suspect backup freezes deletions for as long as nobody looks; what is good must not lose its locks meanwhile."""
-    pipeline, store = filled(20, 19, 18, keep=Keep(last=1, min_good=1))
+    pipeline, store = filled(20, 19, 18, keep=RetentionPolicy(last=1, min_good=1))
     collapsed = attrs.evolve(pipeline, dump=toy(contents={"shop.dump": b"x"})).backup()
     assert 4 == collapsed.exit_code
     report = pipeline.prune(now=NOW)
@@ -172,7 +172,7 @@ def test_while_nothing_is_deleted_locks_go_on(filled: Any, toy: Any) -> None:
 )
 def test_a_refusal_is_told_and_stops_nothing(filled: Any, spoil: dict[str, Any], untouched: str) -> None:
     """The prune deletes what is due, the exit code is 3, and a manifest whose data could not be locked is not locked either."""
-    pipeline, store = filled(25, 20, keep=Keep(last=1, min_good=1))
+    pipeline, store = filled(25, 20, keep=RetentionPolicy(last=1, min_good=1))
     going, staying = ids(pipeline)
     report = attrs.evolve(pipeline, stores=[attrs.evolve(store, **spoil)]).prune(now=NOW)
     result = report.stores[0]

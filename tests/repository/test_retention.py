@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsnap import Keep
+from pgsnap import RetentionPolicy
 from pgsnap.repository.retention import SKEW, Candidate, decide
 from pgsnap.repository.retention import coverage as cover
 
@@ -28,7 +28,7 @@ def history(*times: datetime) -> list[Candidate]:
     return [Candidate(id=f"{time.astimezone(UTC):%Y%m%dT%H%M%SZ}-{number:04x}", time=time) for number, time in enumerate(times)]
 
 
-def kept(keep: Keep | None, backups: list[Candidate], zone: str = "UTC", now: datetime = NOW) -> list[Candidate]:
+def kept(keep: RetentionPolicy | None, backups: list[Candidate], zone: str = "UTC", now: datetime = NOW) -> list[Candidate]:
     stay = {d.id for d in decide(keep, zone, backups, now) if d.keep}
     return [b for b in backups if b.id in stay]
 
@@ -36,8 +36,8 @@ def kept(keep: Keep | None, backups: list[Candidate], zone: str = "UTC", now: da
 # --- the calendar ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [None, Keep(), Keep(min_good=1)])
-def test_an_empty_policy_keeps_everything(keep: Keep | None) -> None:
+@pytest.mark.parametrize("keep", [None, RetentionPolicy(), RetentionPolicy(min_good=1)])
+def test_an_empty_policy_keeps_everything(keep: RetentionPolicy | None) -> None:
     """No rule, no deletion, whatever the floor is."""
     backups = history(*(NOW - timedelta(days=n * 40) for n in range(30)))
     assert backups == kept(keep, backups)
@@ -46,7 +46,7 @@ def test_an_empty_policy_keeps_everything(keep: Keep | None) -> None:
 def test_the_policy_that_was_asked_for() -> None:
     """Daily 7, weekly 4, monthly 12 of one backup a day over two years: each rule's own, and nothing else."""
     backups = history(*(NOW - timedelta(days=n) for n in range(730)))
-    decisions = {d.id: d for d in decide(Keep(daily=7, weekly=4, monthly=12), "Asia/Seoul", backups, NOW)}
+    decisions = {d.id: d for d in decide(RetentionPolicy(daily=7, weekly=4, monthly=12), "Asia/Seoul", backups, NOW)}
     stay = [b for b in backups if decisions[b.id].keep]
     days = [b.time.astimezone(ZoneInfo("Asia/Seoul")).date() for b in stay]
     daily = [date(2026, 11, 22) - timedelta(days=n) for n in range(7)]
@@ -89,14 +89,14 @@ def test_the_policy_that_was_asked_for() -> None:
 def test_natural_boundaries(rule: str, number: int, zone: str, written: str) -> None:
     """Hours, days, ISO weeks, months and years begin where the pipeline's zone says, over clock changes and year ends."""
     moments = [(item[0] == "+", item[1:]) for item in written.split(", ")]
-    stay = kept(Keep(**{rule: number, "min_good": 1}), history(*(at(text) for _, text in moments)), zone)
+    stay = kept(RetentionPolicy(**{rule: number, "min_good": 1}), history(*(at(text) for _, text in moments)), zone)
     assert [text for stays, text in moments if stays] == [f"{b.time:%Y-%m-%d %H:%M}" for b in stay]
 
 
 def test_rules_that_are_not_full_keep_the_oldest() -> None:
     """Ten days are not twelve months: the first backup stays until there are twelve."""
     backups = history(*(NOW - timedelta(days=n) for n in range(10)))
-    decisions = decide(Keep(monthly=12, min_good=1), "UTC", backups, NOW)
+    decisions = decide(RetentionPolicy(monthly=12, min_good=1), "UTC", backups, NOW)
     assert [True, *[False] * 8, True] == [d.keep for d in decisions]
     assert ("the oldest, while there are not 12 monthly ones",) == decisions[0].reasons
 
@@ -107,20 +107,20 @@ def test_rules_that_are_not_full_keep_the_oldest() -> None:
 def test_the_example_of_restics_manual() -> None:
     """Twelve Sundays and keep-daily 4: the last four Sundays stay (restic's manual, "Removing snapshots by policy")."""
     sundays = history(*(at("2019-09-01 11:00") + timedelta(weeks=n) for n in range(12)))
-    assert sundays[-4:] == kept(Keep(daily=4), sundays)
+    assert sundays[-4:] == kept(RetentionPolicy(daily=4), sundays)
 
 
 def test_the_hundred_years_of_restics_manual() -> None:
     """One backup a day, daily 7, weekly 5, monthly 12, yearly 75: 7 days, then the last days of weeks, months and years."""
     backups = history(*(NOW - timedelta(days=n) for n in range(36525)))
-    days = [b.time.date() for b in kept(Keep(daily=7, weekly=5, monthly=12, yearly=75), backups)]
+    days = [b.time.date() for b in kept(RetentionPolicy(daily=7, weekly=5, monthly=12, yearly=75), backups)]
     assert 7 + 4 + 11 + 74 - 1 == len(days)  # the last day of 2025 ends a month and a year
     for day in days[7:]:
         after = day + timedelta(days=1)
         assert day.isoweekday() == 7 or after.month != day.month
 
 
-def documented(keep: Keep, backups: list[Candidate], zone: str) -> set[str]:
+def documented(keep: RetentionPolicy, backups: list[Candidate], zone: str) -> set[str]:
     """What restic's manual says of the rules, in its own words and another way than the code."""
     newest_first = sorted(backups, key=lambda b: (b.time, b.id), reverse=True)
     formats = {"hourly": "%Y%m%d%H%z", "daily": "%Y%m%d", "weekly": "%G%V", "monthly": "%Y%m", "yearly": "%Y"}
@@ -142,7 +142,7 @@ def documented(keep: Keep, backups: list[Candidate], zone: str) -> set[str]:
 
 zones = st.sampled_from(["UTC", "Asia/Seoul", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"])
 keeps = st.builds(
-    Keep,
+    RetentionPolicy,
     **{rule: st.none() | st.integers(1, 15) for rule in RULES},
     within=st.none() | st.floats(1, 86400 * 400),
     min_good=st.integers(1, 6),
@@ -157,7 +157,7 @@ candidates = st.lists(
         Candidate,
         id=st.integers(0, 16**6).map("{:06x}".format),
         time=moments | st.integers(1, 9000).map(lambda n: NOW + timedelta(hours=n)),
-        bad=st.sampled_from(["", "", "", "it is suspect", "its drill failed"]),
+        defect=st.sampled_from(["", "", "", "it is suspect", "its drill failed"]),
         acknowledged=st.booleans(),
         held=st.sampled_from([False, False, False, True]),
     ),
@@ -167,7 +167,7 @@ candidates = st.lists(
 
 
 @given(keep=keeps, moments=st.lists(moments, max_size=80), zone=zones)
-def test_agrees_with_restics_documentation(keep: Keep, moments: list[datetime], zone: str) -> None:
+def test_agrees_with_restics_documentation(keep: RetentionPolicy, moments: list[datetime], zone: str) -> None:
     """With the floor at one, good backups of the past are kept exactly as restic's manual says, in any zone."""
     keep = attrs.evolve(keep, min_good=1)
     backups = history(*moments)
@@ -180,15 +180,16 @@ def test_agrees_with_restics_documentation(keep: Keep, moments: list[datetime], 
 
 
 @given(keep=keeps, backups=candidates, zone=zones, jump=st.integers(-(10**6), 10**6), random=st.randoms())
-def test_what_always_holds(keep: Keep, backups: list[Candidate], zone: str, jump: int, random: Random) -> None:
-    """Whatever the policy, the history, its failures and the clock: floor, newest, held, future and unjudged ones stay; order is
-    nothing; each has a reason."""
+def test_what_always_holds(keep: RetentionPolicy, backups: list[Candidate], zone: str, jump: int, random: Random) -> None:
+    """Whatever the policy, the history, its failures and the clock: floor, newest, held, future and unacknowledged ones stay.
+
+    Order is nothing; each has a reason."""
     now = NOW + timedelta(hours=jump)
     decisions = decide(keep, zone, backups, now)
     stay = {d.id for d in decisions if d.keep}
-    good = sorted((b for b in backups if not b.bad and b.time <= now + SKEW), key=lambda b: (b.time, b.id), reverse=True)
+    good = sorted((b for b in backups if not b.defect and b.time <= now + SKEW), key=lambda b: (b.time, b.id), reverse=True)
     assert {b.id for b in good[: keep.min_good]} <= stay
-    assert {b.id for b in backups if b.held or b.time > now + SKEW or (b.bad and not b.acknowledged)} <= stay
+    assert {b.id for b in backups if b.held or b.time > now + SKEW or (b.defect and not b.acknowledged)} <= stay
     assert all(d.reasons and all(d.reasons) for d in decisions)
     assert sorted(b.id for b in backups) == sorted(d.id for d in decisions)
     if not good:
@@ -199,14 +200,14 @@ def test_what_always_holds(keep: Keep, backups: list[Candidate], zone: str, jump
 
 
 @given(keep=keeps, backups=candidates, zone=zones)
-def test_deciding_again_deletes_nothing_more(keep: Keep, backups: list[Candidate], zone: str) -> None:
+def test_deciding_again_deletes_nothing_more(keep: RetentionPolicy, backups: list[Candidate], zone: str) -> None:
     """What one prune has kept, the next one keeps: a repeated command is harmless."""
     stay = kept(keep, backups, zone)
     assert stay == kept(keep, stay, zone)
 
 
 @given(keep=keeps, backups=candidates, zone=zones, late=st.integers(0, 10**5))
-def test_time_that_passes_deletes_nothing(keep: Keep, backups: list[Candidate], zone: str, late: int) -> None:
+def test_time_that_passes_deletes_nothing(keep: RetentionPolicy, backups: list[Candidate], zone: str, late: int) -> None:
     """A job that stalls for years and then prunes finds what it left: only new good backups push old ones out."""
     past = [b for b in backups if b.time <= NOW]
     assert kept(keep, past, zone) == kept(keep, past, zone, NOW + timedelta(hours=late))
@@ -220,7 +221,7 @@ def test_time_that_passes_deletes_nothing(keep: Keep, backups: list[Candidate], 
         max_size=50,
     ),
 )
-def test_years_of_use(keep: Keep, zone: str, runs: list[tuple[int, str]]) -> None:
+def test_years_of_use(keep: RetentionPolicy, zone: str, runs: list[tuple[int, str]]) -> None:
     """Run, prune, run, prune: as many of the newest good backups as the floor says are there at every moment."""
     now, store, ever = at("2024-01-01 00:00"), list[Candidate](), list[Candidate]()
     for number, (hours, what) in enumerate(runs):
@@ -228,12 +229,12 @@ def test_years_of_use(keep: Keep, zone: str, runs: list[tuple[int, str]]) -> Non
         if what == "fails":
             continue  # no backup, and no prune
         moment = {"future": now + timedelta(days=3650), "past": now - timedelta(days=3650)}.get(what, now)
-        backup = Candidate(id=f"{number:04x}", time=moment, bad="it is suspect" if what == "suspect" else "")
+        backup = Candidate(id=f"{number:04x}", time=moment, defect="it is suspect" if what == "suspect" else "")
         store.append(backup)
         ever.append(backup)
         if what == "good":
             store = kept(keep, store, zone, now)
-        good = sorted((b for b in ever if not b.bad and b.time <= now + SKEW), key=lambda b: (b.time, b.id), reverse=True)
+        good = sorted((b for b in ever if not b.defect and b.time <= now + SKEW), key=lambda b: (b.time, b.id), reverse=True)
         assert {b.id for b in good[: keep.min_good]} <= {b.id for b in store}
 
 
@@ -241,25 +242,25 @@ def test_one_stamp_from_2035_deletes_nothing() -> None:
     """A backup from the future is kept, and is no reference for ages (it once deleted 58 of 61)."""
     backups = history(*(NOW - timedelta(days=n) for n in range(60)))
     future = Candidate(id="f", time=at("2035-01-01 00:00"))
-    before = kept(Keep(within=30 * 86400.0), backups)
+    before = kept(RetentionPolicy(within=30 * 86400.0), backups)
     assert 31 == len(before)
-    assert [*before, future] == kept(Keep(within=30 * 86400.0), [*backups, future])
+    assert [*before, future] == kept(RetentionPolicy(within=30 * 86400.0), [*backups, future])
 
 
 def test_ages_count_from_the_newest_good_backup() -> None:
     """A year without a good backup: ``within = 30d`` keeps the month before it stopped."""
     backups = history(*(NOW - timedelta(days=365 + n) for n in range(60)))
-    bad = [Candidate(id=f"bad{n}", time=NOW - timedelta(days=n), bad="it is suspect") for n in range(300)]
-    assert [*backups[:31], *bad] == kept(Keep(within=30 * 86400.0), [*backups, *bad])
+    bad = [Candidate(id=f"bad{n}", time=NOW - timedelta(days=n), defect="it is suspect") for n in range(300)]
+    assert [*backups[:31], *bad] == kept(RetentionPolicy(within=30 * 86400.0), [*backups, *bad])
 
 
 def test_an_acknowledged_failure_goes_when_good_ones_have_followed() -> None:
     """What failed its drill takes no place of a good one, and is deleted after the floor has filled behind it."""
-    failed = Candidate(id="x", time=NOW - timedelta(days=9), bad="its drill failed", acknowledged=True)
+    failed = Candidate(id="x", time=NOW - timedelta(days=9), defect="its drill failed", acknowledged=True)
     few = history(NOW, NOW - timedelta(days=1))
-    assert [*few, failed] == kept(Keep(last=1), [*few, failed])
+    assert [*few, failed] == kept(RetentionPolicy(last=1), [*few, failed])
     many = history(NOW, NOW - timedelta(days=1), NOW - timedelta(days=2))
-    assert many == kept(Keep(last=1), [*many, failed])
+    assert many == kept(RetentionPolicy(last=1), [*many, failed])
 
 
 # --- coverage and speed ------------------------------------------------------------------------------------------------
@@ -268,19 +269,19 @@ def test_an_acknowledged_failure_goes_when_good_ones_have_followed() -> None:
 def test_coverage_names_gaps_and_forgives_youth() -> None:
     """Daily 7 with days 2 and 3 missing has 5 of 7; three days of history are not four days short."""
     backups = history(*(NOW - timedelta(days=n) for n in (0, 1, 4, 5, 6, 7, 8)))
-    found = cover(Keep(daily=7, monthly=12), "UTC", backups, NOW)
+    found = cover(RetentionPolicy(daily=7, monthly=12), "UTC", backups, NOW)
     assert (5, 7, (2, 3), False) == (found["daily"].have, found["daily"].want, found["daily"].gaps, found["daily"].met)
     assert (1, 1, True) == (found["monthly"].have, found["monthly"].want, found["monthly"].met)
-    young = cover(Keep(daily=7), "UTC", backups[:2], NOW)
+    young = cover(RetentionPolicy(daily=7), "UTC", backups[:2], NOW)
     assert (2, 2, True) == (young["daily"].have, young["daily"].want, young["daily"].met)
-    hourly = cover(Keep(hourly=4), "Asia/Kolkata", history(*(NOW - timedelta(hours=n) for n in (0, 1, 3))), NOW)
+    hourly = cover(RetentionPolicy(hourly=4), "Asia/Kolkata", history(*(NOW - timedelta(hours=n) for n in (0, 1, 3))), NOW)
     assert (3, 4, (2,)) == (hourly["hourly"].have, hourly["hourly"].want, hourly["hourly"].gaps)
 
 
 def test_ten_thousand_backups_in_fifty_pipelines(record_property: pytest.RecordProperty) -> None:
     """Decisions for 10,000 backups in 50 pipelines, all rules set, take less than a second."""
     pipelines = [history(*(NOW - timedelta(hours=5 * n + p) for n in range(200))) for p in range(50)]
-    keep = Keep(last=3, within=864000.0, hourly=24, daily=7, weekly=4, monthly=12, yearly=3)
+    keep = RetentionPolicy(last=3, within=864000.0, hourly=24, daily=7, weekly=4, monthly=12, yearly=3)
     begun = clock.perf_counter()
     total = sum(len(decide(keep, "Asia/Seoul", backups, NOW)) for backups in pipelines)
     seconds = clock.perf_counter() - begun

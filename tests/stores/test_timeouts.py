@@ -24,10 +24,10 @@ from typing import Any
 import attrs
 import pytest
 
-from pgsnap import Entry, Finding, FsspecStore, Keep, LocalStore, Pipeline, Run, Store, StoreError
+from pgsnap import Entry, Finding, FsspecStore, LocalStore, Pipeline, RetentionPolicy, Run, Store, StoreError
 from pgsnap.errors import Denied
 from pgsnap.repository.store_set import StoreSet
-from pgsnap.stores.timeouts import BoundedStore, Limits
+from pgsnap.stores.timeouts import Limits, TimeLimitedStore
 from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.testing import StoreConformance
 
@@ -108,7 +108,7 @@ def hanging(make: Make, tmp_path: Path, gate: threading.Event) -> Callable[..., 
             answer_timeout=SHORT,
             stall_timeout=SHORT,
             finish_timeout=SHORT,
-            keep=Keep(min_good=1),
+            keep=RetentionPolicy(min_good=1),
         )
 
     return make_it
@@ -444,16 +444,16 @@ class TestBoundedStore(StoreConformance):
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
-        return BoundedStore.of(LocalStore(url=str(tmp_path), fsync=False), Limits())
+        return TimeLimitedStore.of(LocalStore(url=str(tmp_path), fsync=False), Limits())
 
     def test_a_pickled_copy_reads(self, store: Store) -> None:
         """It is made where it is used and never sent elsewhere: the store within it is."""
-        assert isinstance(store, BoundedStore)
+        assert isinstance(store, TimeLimitedStore)
         super().test_a_pickled_copy_reads(store.store)
 
     def test_listings_are_not_cached(self, store: Store) -> None:
         """As above."""
-        assert isinstance(store, BoundedStore)
+        assert isinstance(store, TimeLimitedStore)
         super().test_listings_are_not_cached(store.store)
 
 
@@ -461,12 +461,12 @@ def test_nothing_of_a_store_goes_past_its_bounds() -> None:
     """Whatever a store can be asked or told is asked of the store within: a default of the base class would answer for it."""
     asked = (FunctionType, property)  # a static method is a rule, and not asked of anybody
     offered = {name for name, what in vars(Store).items() if name[0] != "_" and isinstance(what, asked)}
-    assert set() == offered - vars(BoundedStore).keys()
+    assert set() == offered - vars(TimeLimitedStore).keys()
 
 
 def test_what_hangs_is_waited_for_once(tmp_path: Path, gate: threading.Event) -> None:
     """While a call is blocked the next ones fail at once; when it has come back the store is asked again."""
-    store = BoundedStore.of(Hanging(url=str(tmp_path), where="delete", gate=gate), Limits(answer=0.2))
+    store = TimeLimitedStore.of(Hanging(url=str(tmp_path), where="delete", gate=gate), Limits(answer=0.2))
     with pytest.raises(StoreError, match=r"cannot delete objects: it gave no answer for 1.2 s; see whether it is mounted"):
         store.delete(["x"])
     threads = threading.active_count()
@@ -486,7 +486,7 @@ def test_the_bounds_of_a_bounded_pipeline_are_shared(hanging: Callable[..., Pipe
     pipeline = hanging("entries").bounded
     assert pipeline.stores == pipeline.bounded.stores
     assert pipeline.stores[0] is pipeline.bounded.stores[0]
-    assert pipeline.policy(pipeline.stores[0]) == Keep(min_good=1)
+    assert pipeline.policy(pipeline.stores[0]) == RetentionPolicy(min_good=1)
 
 
 def test_a_link_is_not_followed_for_ever(make: Make, tmp_path: Path, gate: threading.Event, monkeypatch: Any) -> None:
@@ -508,6 +508,6 @@ def test_a_server_that_says_nothing(tmp_path: Path) -> None:
     """A library that waits for a greeting, with a patience of its own that is far too long."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"ftp://127.0.0.1:{server.getsockname()[1]}/backups"
-        store = BoundedStore.of(FsspecStore(url=url, options={"timeout": 3600}), Limits(answer=SHORT))
+        store = TimeLimitedStore.of(FsspecStore(url=url, options={"timeout": 3600}), Limits(answer=SHORT))
         with pytest.raises(StoreError, match=rf"{url}: cannot list shop/: it gave no answer for 1 s"):
             list(store.entries("shop/"))

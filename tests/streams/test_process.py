@@ -22,9 +22,9 @@ from pgsnap.streams.process import (
     Child,
     clean_environment,
     feed_process,
+    lower_priority,
     read_process,
     spawn,
-    step_back,
     through_process,
     watch,
 )
@@ -366,7 +366,7 @@ def test_through_process_raises_the_error_of_the_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1000, 100_000, 10_000_000])
 def test_through_process_that_stops_reading_has_failed(size: int) -> None:
-    """Exit status 0 without having read everything is a failure, also if the rest fitted into the pipe."""
+    """Exit status 0 without having read everything is a failure, also if the rest fit_identifier into the pipe."""
     with pytest.raises(ProcessError, match="stopped reading before the end") as caught:
         drain(through_process([bytes(size)], ["head", "-c", "10"]))
     assert 0 == caught.value.status
@@ -647,9 +647,9 @@ def test_what_a_child_that_succeeds_says_is_handed_on() -> None:
     """A warning on stderr of a child that exits with 0 is not lost; silence calls nobody."""
     heard: list[str] = []
     assert b"data" == b"".join(
-        read_process(["sh", "-c", "echo 'pg_dump: warning: circular' >&2; printf data"], said=heard.append)
+        read_process(["sh", "-c", "echo 'pg_dump: warning: circular' >&2; printf data"], on_stderr=heard.append)
     )
-    assert b"data" == b"".join(read_process(["printf", "data"], said=heard.append))
+    assert b"data" == b"".join(read_process(["printf", "data"], on_stderr=heard.append))
     assert ["pg_dump: warning: circular"] == heard
 
 
@@ -659,8 +659,8 @@ def test_step_back_holds_for_its_threads_and_not_beyond() -> None:
     child = spawn(["sleep", "60"])
     seen: list[int] = []
     try:
-        with step_back():
-            with step_back():  # a copy within a backup
+        with lower_priority():
+            with lower_priority():  # a copy within a backup
                 assert os.SCHED_BATCH == os.sched_getscheduler(0)
             thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0)))
             thread.start()
@@ -681,6 +681,6 @@ def test_step_back_where_it_is_not_allowed(monkeypatch: pytest.MonkeyPatch, call
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, call, refuse, raising=False)
-    with step_back():
+    with lower_priority():
         done = True
     assert done

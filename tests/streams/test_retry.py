@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pgsnap.streams import drain
 from pgsnap.streams import retry as remote
-from pgsnap.streams.retry import Body, Patience, Source, progressing, read_ranges
+from pgsnap.streams.retry import RequestBody, RetryPolicy, TrackedChunks, read_ranges, wait_while_progressing
 from pgsnap.testing import text
 
 
@@ -27,7 +27,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
-# --- Patience --------------------------------------------------------------------------------------------------------
+# --- RetryPolicy --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5])
@@ -40,9 +40,9 @@ def test_what_may_pass_is_repeated(failures: int) -> None:
             raise left.pop()
         return "answer"
 
-    patience = Patience(is_transient)
-    assert "answer" == patience(request)
-    assert (failures > 0) is patience.repeated
+    policy = RetryPolicy(is_transient)
+    assert "answer" == policy(request)
+    assert (failures > 0) is policy.repeated
 
 
 def test_the_last_failure_is_raised() -> None:
@@ -55,7 +55,7 @@ def test_the_last_failure_is_raised() -> None:
         raise errors[sent[-1]]
 
     with pytest.raises(ConnectionError) as caught:
-        Patience(is_transient, 3)(request)
+        RetryPolicy(is_transient, 3)(request)
     assert (errors[2], 3) == (caught.value, len(sent))
 
 
@@ -67,17 +67,17 @@ def test_what_lasts_is_not_repeated() -> None:
         sent.append(1)
         raise ValueError("no")
 
-    patience = Patience(is_transient)
+    policy = RetryPolicy(is_transient)
     with pytest.raises(ValueError, match="no"):
-        patience(request)
-    assert ([1], False) == (sent, patience.repeated)
+        policy(request)
+    assert ([1], False) == (sent, policy.repeated)
 
 
 def test_nobody_waits_for_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that waits for its next attempt ends when it is cancelled by another thread."""
     monkeypatch.setattr(remote, "JITTER", 3600.0)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    patience, failed = Patience(is_transient), threading.Event()
+    policy, failed = RetryPolicy(is_transient), threading.Event()
 
     def request() -> None:
         failed.set()
@@ -85,38 +85,38 @@ def test_nobody_waits_for_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> 
 
     def cancel() -> None:
         failed.wait()
-        patience.cancel()
+        policy.cancel()
 
     thread = threading.Thread(target=cancel)
     thread.start()
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="cut"):
-        patience(request)
+        policy(request)
     thread.join()
     assert time.monotonic() - began < 10
 
 
 def test_nobody_asks_for_what_nobody_wants() -> None:
     """After a cancellation no request is begun, and a range of which something comes is not asked for again and again."""
-    patience = Patience(is_transient)
+    policy = RetryPolicy(is_transient)
     sent: list[int] = []
-    patience.cancel()
+    policy.cancel()
     with pytest.raises(CancelledError):
-        patience(lambda: sent.append(1))
+        policy(lambda: sent.append(1))
     assert [] == sent
-    patience, into = Patience(is_transient), bytearray()
+    policy, into = RetryPolicy(is_transient), bytearray()
 
     def get() -> None:
-        patience.cancel()
+        policy.cancel()
         into.extend(bytes(remote.STEP))
         raise ConnectionError("cut")
 
     with pytest.raises(CancelledError):
-        remote.insist(get, lambda: len(into) >= 100 * remote.STEP, into, patience)
+        remote.fetch_until_complete(get, lambda: len(into) >= 100 * remote.STEP, into, policy)
     assert remote.STEP == len(into)
 
 
-# --- Source ----------------------------------------------------------------------------------------------------------
+# --- TrackedChunks ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_source_tells_its_own_error_apart() -> None:
@@ -132,12 +132,12 @@ def test_a_source_tells_its_own_error_apart() -> None:
         finally:
             closed.append(True)
 
-    source = Source(chunks())
+    source = TrackedChunks(chunks())
     with pytest.raises(ConnectionError):
         drain(source)
     assert source.error is error
     given_up = chunks()
-    iterator = iter(Source(given_up))
+    iterator = iter(TrackedChunks(given_up))
     assert b"one" == next(iterator)
     closed.clear()
     iterator.close()  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def test_a_source_tells_its_own_error_apart() -> None:
     assert b"two" == next(given_up)
 
 
-# --- Body and progressing --------------------------------------------------------------------------------------------
+# --- RequestBody and wait_while_progressing ------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=400_000), st.integers(0, 400_000))
@@ -153,10 +153,10 @@ def test_a_source_tells_its_own_error_apart() -> None:
 def test_a_body_is_read_to_be_signed_and_then_sent(data: bytes, size: int) -> None:
     """As a file it is what it is when it is iterated over, and it can be rewound."""
 
-    async def sent(body: Body) -> bytes:
+    async def sent(body: RequestBody) -> bytes:
         return b"".join([bytes(piece) async for piece in body])
 
-    body = Body(data)
+    body = RequestBody(data)
     assert data == body.read(size) + body.read()
     assert len(data) == body.tell() == len(body)
     assert 0 == body.seek(0)
@@ -180,9 +180,9 @@ def test_what_gets_on_is_waited_for_and_what_does_not_is_given_up() -> None:
         finally:
             ended.append(True)
 
-    assert "done" == asyncio.run(progressing(slow(), lambda: moved[0], 0.5))
+    assert "done" == asyncio.run(wait_while_progressing(slow(), lambda: moved[0], 0.5))
     with pytest.raises(TimeoutError, match=r"no progress for 0.2 s"):
-        asyncio.run(progressing(hanging(), lambda: 0.0, 0.2))
+        asyncio.run(wait_while_progressing(hanging(), lambda: 0.0, 0.2))
     assert [True] == ended
 
 
@@ -214,7 +214,7 @@ def test_ranges_are_resumed_and_joined_in_order(size: int, range_: int, limit: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "JITTER", 0.0)
         patch.setattr(remote, "STEP", 1)  # whatever brings something does not count as a failure
-        stream = read_ranges(fetch, start, size, size=range_, limit=limit, patience=Patience(is_transient))
+        stream = read_ranges(fetch, start, size, size=range_, limit=limit, policy=RetryPolicy(is_transient))
         assert data[start:] == b"".join(stream)
     assert size - start == got[0]
 
@@ -230,7 +230,7 @@ def test_a_range_of_which_nothing_comes_fails(failing: bool) -> None:
             raise ConnectionResetError("cut")
 
     with pytest.raises(ConnectionError):
-        drain(read_ranges(fetch, 0, 100, size=100, limit=2, patience=Patience(is_transient)))
+        drain(read_ranges(fetch, 0, 100, size=100, limit=2, policy=RetryPolicy(is_transient)))
     assert [0] * remote.ATTEMPTS == asked
 
 
@@ -246,11 +246,11 @@ def test_a_read_that_is_left_stops_its_repetitions() -> None:
             raise ConnectionError("cut")
         into += bytes(until - begin)
 
-    patience = Patience(is_transient, 1000)
-    stream = read_ranges(fetch, 0, 20, size=10, limit=2, patience=patience)
+    policy = RetryPolicy(is_transient, 1000)
+    stream = read_ranges(fetch, 0, 20, size=10, limit=2, policy=policy)
     assert bytes(10) == next(stream)
     broken.wait()
-    patience.cancel()
+    policy.cancel()
     stream.close()
     count = len(asked)
     assert 1 <= asked.count(10) < 1000
@@ -265,7 +265,7 @@ def test_memory_is_that_of_the_ranges_under_way() -> None:
         begun.append(begin)
         into += bytes(until - begin)
 
-    stream = read_ranges(fetch, 0, 100, size=1, limit=3, patience=Patience(is_transient))
+    stream = read_ranges(fetch, 0, 100, size=1, limit=3, policy=RetryPolicy(is_transient))
     assert b"\0" == next(stream)
     assert max(begun) < 4
     assert 99 == drain(stream)

@@ -14,7 +14,6 @@ from pgsnap import (
     Finding,
     FsspecStore,
     Guard,
-    Keep,
     LocalStore,
     MarkReport,
     Notifier,
@@ -23,6 +22,7 @@ from pgsnap import (
     PruneReport,
     Registry,
     RestoreReport,
+    RetentionPolicy,
     Secret,
     StoreError,
     Transform,
@@ -38,11 +38,15 @@ def compose(dump: Dumper, transforms: Sequence[Transform], notifiers: list[Notif
         name="shop",
         dump=dump,
         transforms=transforms,
-        stores=["/var/backups/pgsnap", LocalStore(url="/mnt/b", keep=Keep(daily=7, weekly=4)), FsspecStore(url="s3://b")],
+        stores=[
+            "/var/backups/pgsnap",
+            LocalStore(url="/mnt/b", keep=RetentionPolicy(daily=7, weekly=4)),
+            FsspecStore(url="s3://b"),
+        ],
         notifiers=notifiers,
         quorum=2,
         timeout=7200.0,
-        keep=Keep(last=3, within=86400.0, min_good=2),
+        keep=RetentionPolicy(last=3, within=86400.0, min_good=2),
         timezone="Asia/Seoul",
         schedule="0 8 * * *",
         guard=Guard(size=0.3, identity=False),
@@ -95,5 +99,5 @@ def mistakes(dump: Dumper, shop: Pipeline) -> None:
     Pipeline(name="shop", dump=dump, stores=[7])  # type: ignore[list-item]
     shop.restore("latest")  # type: ignore[call-arg]
     shop.name = "other"  # type: ignore[misc]
-    Keep(daily="7")  # type: ignore[arg-type]
+    RetentionPolicy(daily="7")  # type: ignore[arg-type]
     LocalStore("/x")  # type: ignore[call-arg]

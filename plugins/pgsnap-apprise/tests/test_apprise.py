@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import pgsnap
-from pgsnap import ConfigError, NotifyError, Trial
+from pgsnap import ConfigError, NotifyError, TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_apprise import Apprise
 
-TEST = Trial(pipeline="shop", text="hello")
+TEST = TestMessage(pipeline="shop", text="hello")
 SECRET = "c4naryToken"
 
 
@@ -54,7 +54,7 @@ def test_the_level_is_handed_on(receiver: Any) -> None:
 
 def test_a_long_text_is_cut_with_a_mark(receiver: Any) -> None:
     """To what the service takes."""
-    Apprise(urls=(url(receiver),)).notify(Trial(pipeline="shop", text="한" * 50_000), timeout=10)
+    Apprise(urls=(url(receiver),)).notify(TestMessage(pipeline="shop", text="한" * 50_000), timeout=10)
     message = json.loads(bodies(receiver)[0])["message"]
     assert len(message) <= 32768
     assert message.endswith("more characters)")

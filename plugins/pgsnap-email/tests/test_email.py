@@ -23,14 +23,14 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 import pgsnap
-from pgsnap import ConfigError, Failed, NotifyError, StoreOutcome, Succeeded, Trial
+from pgsnap import ConfigError, Failed, NotifyError, StoreOutcome, Succeeded, TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_email import Email
 from pgsnap_email.message import compose, html, text
 
 PASSWORD = "c4naryPassword"
 WHEN = datetime(2026, 11, 22, 8, tzinfo=UTC)
-TEST = Trial(pipeline="shop", text="hello")
+TEST = TestMessage(pipeline="shop", text="hello")
 
 
 def failed(**more: Any) -> Failed:
@@ -162,7 +162,7 @@ def test_a_failure_has_everything(serve: Callable[..., int], inbox: Inbox) -> No
 def test_the_mails_of_a_pipeline_make_a_thread() -> None:
     """They refer to the same message, and have ids of their own; another pipeline has another thread."""
     one, two = (compose(TEST, "a@example.org", ["b@example.org"], unique) for unique in ("x1", "x2"))
-    other = compose(Trial(pipeline="app"), "a@example.org", ["b@example.org"], "x3")
+    other = compose(TestMessage(pipeline="app"), "a@example.org", ["b@example.org"], "x3")
     assert one["References"] == two["References"] == one["In-Reply-To"]
     assert one["Message-ID"] != two["Message-ID"]
     assert one["References"] != other["References"]

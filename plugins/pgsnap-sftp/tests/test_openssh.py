@@ -96,7 +96,7 @@ def test_it_uses_what_openssh_offers(launch: Launch, reach: Reach, shared: Any, 
         missing("OpenSSH's sftp-server")
     log = tmp_path / "log"
     script = tmp_path / "sftp"
-    script.write_text(f"#!/bin/sh\nexec {program} -e -l DEBUG3 2>>{log}\n")
+    script.write_text(f"#!/bin/sh\nexec {program} -e -l DEBUG3 2>>'{log}'\n")
     script.chmod(0o755)
     sshd = launch(f"Subsystem sftp {script}", "PermitRootLogin prohibit-password")  # it runs in the user's shell; nobody has none
     there_and_back(reach(sshd, shared() / "store", who=pwd.getpwuid(os.getuid()).pw_name))

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgsnap
-from pgsnap import ConfigError, Event, Failed, NotifyError, StoreOutcome, Trial
+from pgsnap import ConfigError, Event, Failed, NotifyError, StoreOutcome, TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_slack import Slack
 from pgsnap_slack.blocks import blocks, escape, fallback
 
 SECRET = "/services/T000/B000/c4narySecret"
 WHEN = datetime(2026, 11, 22, 8, tzinfo=UTC)
-TEST = Trial(pipeline="shop", text="hello")
+TEST = TestMessage(pipeline="shop", text="hello")
 
 
 def failed(**more: Any) -> Failed:

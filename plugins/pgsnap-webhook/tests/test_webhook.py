@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 import pgsnap
-from pgsnap import ConfigError, Drilled, Failed, NotifyError, Partial, Started, StoreOutcome, Succeeded, Trial, Verified
+from pgsnap import ConfigError, Drilled, Failed, NotifyError, Partial, Started, StoreOutcome, Succeeded, TestMessage, Verified
 from pgsnap.testing import NotifierConformance
 from pgsnap_webhook import Webhook, sign
 from pgsnap_webhook.requests import document
@@ -24,7 +24,7 @@ from pgsnap_webhook.requests import document
 SECRET = "/hook/c4narySecret"
 WHEN = datetime(2026, 11, 22, 8, tzinfo=UTC)
 ID = "20261122T080000Z-4f3a"
-TEST = Trial(pipeline="shop", text="hello")
+TEST = TestMessage(pipeline="shop", text="hello")
 STARTED = Started(pipeline="shop", id=ID, text="begins")
 SPAN: Any = {"pipeline": "shop", "id": ID, "started": WHEN, "ended": WHEN + timedelta(seconds=3)}
 SUCCEEDED = Succeeded(**SPAN, text="it is there.")

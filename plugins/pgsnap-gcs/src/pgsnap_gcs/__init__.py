@@ -15,7 +15,7 @@ import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, hookimpl
 from pgsnap.streams import Chunks, Stream, in_flight
-from pgsnap.streams.retry import Source
+from pgsnap.streams.retry import TrackedChunks
 
 if TYPE_CHECKING:
     from pgsnap_gcs.connection import Connection
@@ -116,7 +116,7 @@ class Gcs(Store):
         """See ``Store.write``. Holds three parts."""
         from pgsnap_gcs.transfer import Upload
 
-        source = Source(chunks)
+        source = TrackedChunks(chunks)
         try:
             upload = Upload(
                 connection=self._connect(),
@@ -153,13 +153,13 @@ class Gcs(Store):
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """See ``Store.entries``. One request for each 1,000 objects."""
-        from pgsnap_gcs.connection import Patience
+        from pgsnap_gcs.connection import RetryPolicy
 
         try:
-            connection, patience = self._connect(), Patience()
+            connection, policy = self._connect(), RetryPolicy()
             params = {"prefix": f"{self._root}{prefix}", "maxResults": "1000", "fields": "nextPageToken,items(name,size,updated)"}
             while True:
-                page = patience(lambda: connection.call("GET", connection.bucket(self._bucket), params=params)).json
+                page = policy(lambda: connection.call("GET", connection.bucket(self._bucket), params=params)).json
                 for item in page.get("items", ()):
                     name = str(item["name"]).removeprefix(self._root)
                     if not name.endswith("/"):
@@ -173,7 +173,7 @@ class Gcs(Store):
 
     def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
         """See ``Store.delete``. Eight requests at once."""
-        from pgsnap_gcs.connection import Failed, Patience
+        from pgsnap_gcs.connection import Failed, RetryPolicy
 
         try:
             connection = self._connect()
@@ -183,7 +183,7 @@ class Gcs(Store):
         def delete(key: str) -> str:
             url = connection.object(self._bucket, f"{self._root}{key}")
             try:
-                Patience()(lambda: connection.call("DELETE", url))
+                RetryPolicy()(lambda: connection.call("DELETE", url))
             except Failed as error:
                 return "" if error.status == 404 else str(self._wrapped(error, f"delete {key}"))
             except Exception as error:

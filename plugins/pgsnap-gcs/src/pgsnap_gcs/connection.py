@@ -17,10 +17,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.streams.retry import Body, progressing
-from pgsnap.streams.retry import Patience as AnyPatience
+from pgsnap.streams.retry import RequestBody, wait_while_progressing
+from pgsnap.streams.retry import RetryPolicy as AnyRetryPolicy
 
-__all__ = ["EMULATOR", "Connection", "Failed", "Patience", "Settings", "emulator", "is_transient", "wrapped"]
+__all__ = ["EMULATOR", "Connection", "Failed", "RetryPolicy", "Settings", "emulator", "is_transient", "wrapped"]
 
 PIECE = 128 << 10
 EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -118,12 +118,14 @@ class Connection:
     async def _call(
         self, method: str, url: str, params: dict[str, str], headers: dict[str, str], data: bytes | None, into: bytearray | None
     ) -> Answer:
-        body = Body(data) if data else None
+        body = RequestBody(data) if data else None
         if data is not None:
             headers["Content-Length"] = str(len(data))
         moved = [0.0]
         request = self._exchange(method, url, params, headers, body, into, moved)
-        return await progressing(request, lambda: max(moved[0], body.moved if body else 0.0), self._settings.io_timeout)
+        return await wait_while_progressing(
+            request, lambda: max(moved[0], body.moved if body else 0.0), self._settings.io_timeout
+        )
 
     async def _exchange(
         self,
@@ -131,7 +133,7 @@ class Connection:
         url: str,
         params: dict[str, str],
         headers: dict[str, str],
-        body: Body | None,
+        body: RequestBody | None,
         into: bytearray | None,
         moved: list[float],
     ) -> Answer:
@@ -215,7 +217,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (aiohttp.ClientError, google.auth.exceptions.TransportError))
 
 
-class Patience(AnyPatience):
+class RetryPolicy(AnyRetryPolicy):
     """Repeats requests to Google."""
 
     def __init__(self, attempts: int | None = None) -> None:

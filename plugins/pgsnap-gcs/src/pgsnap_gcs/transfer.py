@@ -20,7 +20,7 @@ import attrs
 from pgsnap import StoreError
 from pgsnap.streams import CHUNK, Chunks, Stream, resize
 from pgsnap.streams.retry import read_ranges
-from pgsnap_gcs.connection import Connection, Failed, Patience
+from pgsnap_gcs.connection import Connection, Failed, RetryPolicy
 
 __all__ = ["Download", "Upload"]
 
@@ -44,18 +44,18 @@ class Upload:
     def send(self, chunks: Chunks) -> int:
         """Write the object; return its bytes. Holds three parts."""
         pieces = resize(chunks, self.part_size)
-        patience = Patience()
+        policy = RetryPolicy()
         session = ""
         digest = hashlib.md5(usedforsecurity=False)
         sent = 0
         answer: dict[str, Any] | None = None
         try:
             piece = next(pieces, b"")
-            session = patience(self._begin)
+            session = policy(self._begin)
             while True:
                 following = next(pieces, None) if len(piece) == self.part_size else None
                 digest.update(piece)
-                answer = self._part(session, piece, sent, following is None, patience)
+                answer = self._part(session, piece, sent, following is None, policy)
                 sent += len(piece)
                 if following is None:
                     break
@@ -64,7 +64,7 @@ class Upload:
             pieces.close()
             if session and answer is None:
                 with contextlib.suppress(Exception):  # what led here is told
-                    Patience(3)(lambda: self.connection.call("DELETE", session))
+                    RetryPolicy(3)(lambda: self.connection.call("DELETE", session))
         self._check(answer, sent, base64.b64encode(digest.digest()).decode())
         return sent
 
@@ -78,7 +78,7 @@ class Upload:
         )
         return self.connection.here(answer.headers["Location"])
 
-    def _part(self, session: str, data: bytes, offset: int, last: bool, patience: Patience) -> dict[str, Any] | None:
+    def _part(self, session: str, data: bytes, offset: int, last: bool, policy: RetryPolicy) -> dict[str, Any] | None:
         """Send one part, again and whole if need be; return what the server says of the object after the last one."""
         end = offset + len(data)
         span = f"bytes {offset}-{end - 1}/{end if last else '*'}" if data else f"bytes */{end}"
@@ -102,7 +102,7 @@ class Upload:
                 raise ConnectionError("the server kept less than was sent")
             return None
 
-        return patience(attempt)
+        return policy(attempt)
 
     def _check(self, answer: Mapping[str, Any] | None, size: int, md5: str) -> None:
         """Compare what the server says it has stored with what was sent; take it back if it differs."""
@@ -111,7 +111,7 @@ class Upload:
         if same:
             return
         with contextlib.suppress(Exception):
-            Patience(2)(lambda: self.connection.call("DELETE", self.connection.object(self.bucket, self.name)))
+            RetryPolicy(2)(lambda: self.connection.call("DELETE", self.connection.object(self.bucket, self.name)))
         raise StoreError(
             f"{self.label}: {self.key} has {answer.get('size', 'an unknown number of')} bytes, MD5 {answer.get('md5Hash')}, "
             f"after {size} with MD5 {md5} were written.",
@@ -132,8 +132,8 @@ class Download:
 
     def receive(self, start: int, length: int | None) -> Stream:
         """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 8 MiB."""
-        patience = Patience()
-        metadata = patience(lambda: self.connection.call("GET", self.connection.object(self.bucket, self.name))).json
+        policy = RetryPolicy()
+        metadata = policy(lambda: self.connection.call("GET", self.connection.object(self.bucket, self.name))).json
         total, generation = int(metadata["size"]), str(metadata.get("generation", ""))
         end = total if length is None else start + length
         if end > total or start > total:
@@ -148,4 +148,4 @@ class Download:
             if len(into) - before > until - begin:
                 raise StoreError(f"{self.label}: cannot read {self.key}: the server gave more than was asked for.", self.label)
 
-        yield from read_ranges(fetch, start, end, size=RANGE, limit=self.ranges_in_flight, patience=patience)
+        yield from read_ranges(fetch, start, end, size=RANGE, limit=self.ranges_in_flight, policy=policy)

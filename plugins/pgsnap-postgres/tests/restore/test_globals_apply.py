@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_tablespace_comes_where_its_folder_is(empty: Server) -> None:
 def _make_folder(server: Server, folder: Path) -> None:
     """Have the server's own user make it."""
     with psycopg.connect(server.socket_url) as connection:
-        connection.execute(sql.SQL("COPY (SELECT 1) TO PROGRAM {}").format(f"mkdir {folder}"))
+        connection.execute(sql.SQL("COPY (SELECT 1) TO PROGRAM {}").format(f"mkdir {shlex.quote(str(folder))}"))
 
 
 def test_what_pg_dumpall_writes_is_understood(empty: Server) -> None:

@@ -36,7 +36,7 @@ from pgsnap_postgres import PgDump
 from pgsnap_postgres.archive.check import read_toc
 from pgsnap_postgres.archive.database_sql import database_sql
 from pgsnap_postgres.restore.contents import look_inside
-from pgsnap_postgres.restore.restore_new import fitted
+from pgsnap_postgres.restore.restore_new import fit_identifier
 from pgsnap_postgres.server import Server, throwaway_server
 from pgsnap_postgres.testing import SHOP_OWNER, MakeDatabase, database_name
 from programs import missing
@@ -307,8 +307,8 @@ def test_any_name_of_a_database_works(small: Files, server17: Server, name: str)
 def test_a_temporary_name_fits_and_differs() -> None:
     """63 bytes, cut between characters; names that differ only behind the cut stay different."""
     suffix = f"_pgsnap_{ID}"
-    assert f"shop{suffix}" == fitted("shop", suffix)
-    long = [fitted("ü" * 31 + end, suffix) for end in "ab"]
+    assert f"shop{suffix}" == fit_identifier("shop", suffix)
+    long = [fit_identifier("ü" * 31 + end, suffix) for end in "ab"]
     assert all(len(name.encode()) <= 63 and name.endswith(suffix) for name in long)
     assert long[0] != long[1]
 

@@ -20,7 +20,7 @@ import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, StoreError, hookimpl
 from pgsnap.streams import Chunks, Stream, in_flight
-from pgsnap.streams.retry import Source
+from pgsnap.streams.retry import TrackedChunks
 from pgsnap_s3.providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class S3(Store):
         """See ``Store.write``. Holds about ``parts_in_flight`` + 3 parts."""
         from pgsnap_s3.upload import Upload
 
-        source = Source(chunks)
+        source = TrackedChunks(chunks)
         locking = self.object_lock is not None and not self.is_passing(key)
         began = datetime.now(UTC).replace(microsecond=0)
         try:
@@ -241,12 +241,12 @@ class S3(Store):
             raise self._wrapped(error, f"list {prefix or 'it'}") from error
 
     def _pages(self, method: str, marker: str, following: str, prefix: str) -> Iterator[dict[str, Any]]:
-        from pgsnap_s3.failures import Patience
+        from pgsnap_s3.failures import RetryPolicy
 
-        connection, patience = self._connect(), Patience()
+        connection, policy = self._connect(), RetryPolicy()
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": f"{self._root}{prefix}"}
         while True:
-            page = patience(lambda: connection.call(method, **arguments))
+            page = policy(lambda: connection.call(method, **arguments))
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -283,10 +283,10 @@ class S3(Store):
         return refused
 
     def _delete_in_bulk(self, connection: Connection, keys: Sequence[str]) -> dict[str, str]:
-        from pgsnap_s3.failures import Patience
+        from pgsnap_s3.failures import RetryPolicy
 
         objects = [{"Key": f"{self._root}{key}"} for key in keys]
-        answer = Patience()(
+        answer = RetryPolicy()(
             lambda: connection.call("delete_objects", Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
         )
         return {
@@ -296,11 +296,11 @@ class S3(Store):
         }
 
     def _delete_one_by_one(self, connection: Connection, keys: Sequence[str]) -> dict[str, str]:
-        from pgsnap_s3.failures import Patience, code_of
+        from pgsnap_s3.failures import RetryPolicy, code_of
 
         def delete(key: str) -> str:
             try:
-                Patience()(lambda: connection.call("delete_object", **self._place(key)))
+                RetryPolicy()(lambda: connection.call("delete_object", **self._place(key)))
             except Exception as error:
                 if code_of(error) in ("NoSuchKey", "404"):
                     return ""
@@ -353,7 +353,7 @@ class S3(Store):
 
     def sweep(self, prefix: str, before: datetime) -> Sequence[str]:
         """Abort multipart uploads below ``prefix`` that were begun before ``before``; return their keys."""
-        from pgsnap_s3.failures import Patience, code_of
+        from pgsnap_s3.failures import RetryPolicy, code_of
 
         removed = []
         try:
@@ -366,7 +366,7 @@ class S3(Store):
                         continue
                     place = {"Bucket": self._bucket, "Key": key, "UploadId": item["UploadId"]}
                     try:
-                        Patience()(functools.partial(connection.call, "abort_multipart_upload", **place))
+                        RetryPolicy()(functools.partial(connection.call, "abort_multipart_upload", **place))
                     except Exception as error:
                         if code_of(error) != "NoSuchUpload":
                             raise

@@ -19,7 +19,7 @@ import attrs
 
 from pgsnap import ConfigError, Secret
 from pgsnap.streams import CHUNK
-from pgsnap.streams.retry import Body, progressing
+from pgsnap.streams.retry import RequestBody, wait_while_progressing
 
 __all__ = ["Connection", "Settings"]
 
@@ -53,20 +53,20 @@ class Connection:
                 raise ConfigError(f"the AWS profile {settings.profile!r} is not in ~/.aws; correct 'profile'.") from None
             raise
 
-    def call(self, method: str, body: bytes | None = None, patience: float = 1.0, **arguments: Any) -> dict[str, Any]:
-        """Make one request and return the answer. ``patience`` times ``io_timeout`` without progress end it."""
+    def call(self, method: str, body: bytes | None = None, policy: float = 1.0, **arguments: Any) -> dict[str, Any]:
+        """Make one request and return the answer. ``policy`` times ``io_timeout`` without progress end it."""
         from fsspec.asyn import sync
 
-        answer: dict[str, Any] = sync(self._system.loop, self._call, method, body, patience, arguments)
+        answer: dict[str, Any] = sync(self._system.loop, self._call, method, body, policy, arguments)
         return answer
 
-    async def _call(self, method: str, data: bytes | None, patience: float, arguments: dict[str, Any]) -> dict[str, Any]:
-        body = None if data is None else Body(data)
+    async def _call(self, method: str, data: bytes | None, policy: float, arguments: dict[str, Any]) -> dict[str, Any]:
+        body = None if data is None else RequestBody(data)
         if body is not None:
-            arguments["Body"] = body
-        limit = self._settings.io_timeout * patience
+            arguments["RequestBody"] = body
+        limit = self._settings.io_timeout * policy
         request = getattr(self._client, method)(**arguments)
-        answer: dict[str, Any] = await progressing(request, lambda: body.moved if body else 0.0, limit)
+        answer: dict[str, Any] = await wait_while_progressing(request, lambda: body.moved if body else 0.0, limit)
         return answer
 
     def fetch(self, into: bytearray, length: int, check: Callable[[Mapping[str, Any]], object], **arguments: Any) -> None:
@@ -83,7 +83,7 @@ class Connection:
         self, into: bytearray, length: int, check: Callable[[Mapping[str, Any]], object], arguments: dict[str, Any]
     ) -> None:
         answer = await self._call("get_object", None, 1.0, arguments)
-        stream = answer.pop("Body")
+        stream = answer.pop("RequestBody")
         limit = self._settings.io_timeout
         try:
             check(answer)

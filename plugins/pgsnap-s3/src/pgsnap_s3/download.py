@@ -14,9 +14,9 @@ import attrs
 
 from pgsnap import StoreError
 from pgsnap.streams import CHUNK, Stream
-from pgsnap.streams.retry import chunks_of, insist, read_ranges
+from pgsnap.streams.retry import chunks_of, fetch_until_complete, read_ranges
 from pgsnap_s3.connection import Connection
-from pgsnap_s3.failures import Patience, status_of
+from pgsnap_s3.failures import RetryPolicy, status_of
 
 __all__ = ["Download"]
 
@@ -36,8 +36,8 @@ class Download:
 
     def receive(self, start: int, length: int | None) -> Stream:
         """Yield the bytes asked for. Holds ``ranges_in_flight`` + 1 ranges of 4 MiB."""
-        patience = Patience()
-        first, total, etag = self._first(start, RANGE if length is None else min(length, RANGE), patience)
+        policy = RetryPolicy()
+        first, total, etag = self._first(start, RANGE if length is None else min(length, RANGE), policy)
         end = total if length is None else start + length
         if end > total or start > total:
             raise StoreError(f"{self.label}: {self.key} has {total} bytes, but {end} are needed; it was cut short.", self.label)
@@ -51,9 +51,9 @@ class Download:
 
             self.connection.fetch(into, until - begin, check, Range=f"bytes={begin}-{until - 1}", **self.place)
 
-        yield from read_ranges(fetch, at, end, size=RANGE, limit=self.ranges_in_flight, patience=patience)
+        yield from read_ranges(fetch, at, end, size=RANGE, limit=self.ranges_in_flight, policy=policy)
 
-    def _first(self, start: int, length: int, patience: Patience) -> tuple[bytes, int, str]:
+    def _first(self, start: int, length: int, policy: RetryPolicy) -> tuple[bytes, int, str]:
         """Return the first range, the object's size and its ETag. Of no bytes one is asked for, to learn the size."""
         into = bytearray()
         told: dict[str, Any] = {}
@@ -74,11 +74,11 @@ class Download:
             return "size" in told and len(into) >= min(length, told["size"] - start)
 
         try:
-            insist(get, enough, into, patience)
+            fetch_until_complete(get, enough, into, policy)
         except Exception as error:
             if status_of(error) != 416:
                 raise
-            told = {"size": int(patience(lambda: self.connection.call("head_object", **self.place))["ContentLength"]), "etag": ""}
+            told = {"size": int(policy(lambda: self.connection.call("head_object", **self.place))["ContentLength"]), "etag": ""}
         return bytes(into[:length]), told["size"], told["etag"]
 
     def _told(self, answer: Mapping[str, Any], start: int) -> dict[str, Any]:

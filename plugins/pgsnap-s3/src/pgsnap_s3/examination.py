@@ -8,7 +8,7 @@ from typing import Any
 
 from pgsnap import Finding
 from pgsnap_s3.connection import Connection
-from pgsnap_s3.failures import Patience, code_of, wrapped
+from pgsnap_s3.failures import RetryPolicy, code_of, wrapped
 from pgsnap_s3.locks import UNLOCKED
 
 __all__ = ["examine", "examine_lock"]
@@ -34,8 +34,8 @@ def examine(
 def _multipart(connection: Connection, label: str, bucket: str, prefix: str, asked: Mapping[str, Any]) -> Iterator[Finding]:
     place: dict[str, Any] = {"Bucket": bucket, "Key": f"{prefix}doctor-{secrets.token_hex(4)}"}
     try:
-        begun = Patience()(lambda: connection.call("create_multipart_upload", **place, **asked))
-        Patience()(lambda: connection.call("abort_multipart_upload", UploadId=begun["UploadId"], **place))
+        begun = RetryPolicy()(lambda: connection.call("create_multipart_upload", **place, **asked))
+        RetryPolicy()(lambda: connection.call("abort_multipart_upload", UploadId=begun["UploadId"], **place))
     except Exception as error:
         remedy = "Allow s3:AbortMultipartUpload: what a failed backup leaves would cost money unseen."
         yield Finding(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, StoreError
-from pgsnap.streams.retry import Patience as AnyPatience
+from pgsnap.streams.retry import RetryPolicy as AnyRetryPolicy
 
-__all__ = ["Patience", "code_of", "is_transient", "status_of", "wrapped"]
+__all__ = ["RetryPolicy", "code_of", "is_transient", "status_of", "wrapped"]
 
 TRANSIENT = {
     "BadDigest",
@@ -106,7 +106,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, passing) and not isinstance(error, lasting)
 
 
-class Patience(AnyPatience):
+class RetryPolicy(AnyRetryPolicy):
     """Repeats requests to S3."""
 
     def __init__(self, attempts: int | None = None) -> None:

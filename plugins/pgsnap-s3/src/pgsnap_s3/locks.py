@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pgsnap_s3.connection import Connection
-from pgsnap_s3.failures import Patience, code_of
+from pgsnap_s3.failures import RetryPolicy, code_of
 
 __all__ = ["UNLOCKED", "lock", "retention"]
 
@@ -22,7 +22,7 @@ UNLOCKED = {"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundErr
 def retention(connection: Connection, place: Mapping[str, Any]) -> tuple[str, datetime] | None:
     """Return an object's mode (``GOVERNANCE`` or ``COMPLIANCE``) and when its lock ends, or None: it has none."""
     try:
-        answer = Patience()(lambda: connection.call("get_object_retention", **place))
+        answer = RetryPolicy()(lambda: connection.call("get_object_retention", **place))
     except Exception as error:
         if code_of(error) in UNLOCKED:
             return None
@@ -48,4 +48,4 @@ def lock(connection: Connection, place: Mapping[str, Any], mode: str, until: dat
         if found[1] >= until:
             return
     wanted = {"Mode": mode, "RetainUntilDate": until}
-    Patience()(lambda: connection.call("put_object_retention", Retention=wanted, **place))
+    RetryPolicy()(lambda: connection.call("put_object_retention", Retention=wanted, **place))

@@ -21,7 +21,7 @@ import attrs
 from pgsnap import StoreError
 from pgsnap.streams import Chunks, in_flight, resize
 from pgsnap_s3.connection import Connection
-from pgsnap_s3.failures import Patience, code_of, status_of
+from pgsnap_s3.failures import RetryPolicy, code_of, status_of
 
 __all__ = ["Upload"]
 
@@ -79,43 +79,41 @@ class Upload:
             )
             return self._compare(answer, digest.hex(), "")
 
-        patience = Patience()
-        if not patience(put):
-            self._confirm(len(data), patience)
+        policy = RetryPolicy()
+        if not policy(put):
+            self._confirm(len(data), policy)
         return len(data)
 
     # --- parts ----------------------------------------------------------------------------------------------------------
 
     def _send_parts(self, pieces: Iterator[bytes]) -> int:
         began = datetime.now(UTC)
-        patience = Patience()
+        policy = RetryPolicy()
         upload: Future[str] = Future()
         done = None
         try:
-            done = self._complete(upload, pieces, patience)
+            done = self._complete(upload, pieces, policy)
         except BaseException:
-            patience.cancel()
+            policy.cancel()
             raise
         finally:
             ours = upload.result() if upload.done() and upload.exception() is None else None
             if ours is not None and done is None:
                 self._abort(ours)
-            if patience.repeated:  # an answer that got lost may have left an upload that nobody knows of
+            if policy.repeated:  # an answer that got lost may have left an upload that nobody knows of
                 self._abort_lost(began, ours)
         return done
 
-    def _create(self, upload: Future[str], patience: Patience) -> None:
+    def _create(self, upload: Future[str], policy: RetryPolicy) -> None:
         """Begin the upload: the first piece of work, so that the first parts are digested meanwhile."""
         try:
-            answer = patience(
-                lambda: self.connection.call("create_multipart_upload", **self.place, **self.options, **self._lock())
-            )
+            answer = policy(lambda: self.connection.call("create_multipart_upload", **self.place, **self.options, **self._lock()))
             upload.set_result(str(answer["UploadId"]))
         except BaseException as error:
             upload.set_exception(error)
             raise
 
-    def _complete(self, upload: Future[str], pieces: Iterator[bytes], patience: Patience) -> int:
+    def _complete(self, upload: Future[str], pieces: Iterator[bytes], policy: RetryPolicy) -> int:
         digests: list[bytes] = []
         size = 0
 
@@ -127,7 +125,7 @@ class Upload:
                 try:
                     piece = next(pieces, None)
                 except BaseException:
-                    patience.cancel()  # parts under way are of no use any more
+                    policy.cancel()  # parts under way are of no use any more
                     raise
                 if piece is None:
                     return
@@ -145,7 +143,7 @@ class Upload:
         def send(item: tuple[int, bytes]) -> tuple[dict[str, Any], bytes] | None:
             number, data = item
             if not number:
-                self._create(upload, patience)
+                self._create(upload, policy)
                 return None
             digest = _md5(data)
             place = {**self.place, "PartNumber": number, "UploadId": upload.result()}
@@ -155,7 +153,7 @@ class Upload:
                 self._compare(answer, digest.hex(), f" (part {number})")
                 return {"PartNumber": number, "ETag": answer["ETag"]}
 
-            return patience(put), digest
+            return policy(put), digest
 
         parts: list[dict[str, Any]] = []
         with contextlib.closing(in_flight(send, numbered(), self.parts_in_flight)) as sent:
@@ -165,7 +163,7 @@ class Upload:
                         parts.append(result[0])
                         digests.append(result[1])
             except BaseException:
-                patience.cancel()
+                policy.cancel()
                 raise
         expected = f"{_md5(b''.join(digests)).hex()}-{len(digests)}"
         ours = {**self.place, "UploadId": upload.result()}
@@ -173,10 +171,10 @@ class Upload:
         def complete() -> bool:
             try:
                 answer = self.connection.call(
-                    "complete_multipart_upload", patience=COMPLETION, MultipartUpload={"Parts": parts}, **ours
+                    "complete_multipart_upload", policy=COMPLETION, MultipartUpload={"Parts": parts}, **ours
                 )
             except Exception as error:
-                if code_of(error) != "NoSuchUpload" or not patience.repeated:
+                if code_of(error) != "NoSuchUpload" or not policy.repeated:
                     raise
                 head = self._head()  # an earlier attempt may have done it, and its answer got lost
                 if head is None or head.get("ContentLength") != size or self._agrees(head.get("ETag", ""), expected) is False:
@@ -184,8 +182,8 @@ class Upload:
                 return True
             return self._compare(answer, expected, "", lasting=True)
 
-        if not patience(complete):
-            self._confirm(size, patience)
+        if not policy(complete):
+            self._confirm(size, policy)
         return size
 
     def _abort(self, upload: str) -> None:
@@ -197,12 +195,12 @@ class Upload:
                     raise
 
         with contextlib.suppress(Exception):  # what led here is told; prune's sweep finds the upload later
-            Patience(4)(abort)
+            RetryPolicy(4)(abort)
 
     def _abort_lost(self, began: datetime, ours: str | None) -> None:
         """Abort uploads of this key that were begun since ``began``: keys are written once, so they are ours."""
         with contextlib.suppress(Exception):
-            answer = Patience(2)(
+            answer = RetryPolicy(2)(
                 lambda: self.connection.call(
                     "list_multipart_uploads", Bucket=self.place["Bucket"], Prefix=self.place["Key"], MaxUploads=100
                 )
@@ -251,9 +249,9 @@ class Upload:
                 return None
             raise
 
-    def _confirm(self, size: int, patience: Patience) -> None:
+    def _confirm(self, size: int, policy: RetryPolicy) -> None:
         """Look the object up where no ETag has proved it; with a key that may only write, the answer to the write must do."""
-        head = patience(self._head)
+        head = policy(self._head)
         if head is None:
             return
         if head["ContentLength"] != size:
@@ -264,7 +262,7 @@ class Upload:
     def _remove(self) -> None:
         """Take back what is not what was sent, as far as this key may."""
         with contextlib.suppress(Exception):
-            Patience(2)(lambda: self.connection.call("delete_object", **self.place))
+            RetryPolicy(2)(lambda: self.connection.call("delete_object", **self.place))
 
 
 def _first(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.streams.retry import Patience
+from pgsnap.streams.retry import RetryPolicy
 
 __all__ = ["Connection", "wrapped"]
 
@@ -117,7 +117,7 @@ class Connection:
                     await self._drop()
                 raise
 
-        result: R = Patience(is_transient, None if again else 1)(lambda: sync(get_loop(), attempt))
+        result: R = RetryPolicy(is_transient, None if again else 1)(lambda: sync(get_loop(), attempt))
         return result
 
     async def _alive(self) -> None:

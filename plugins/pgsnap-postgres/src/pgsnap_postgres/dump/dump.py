@@ -200,7 +200,7 @@ class _Attempt:
             env=service.env,
             pass_fds=service.pass_fds,
             error=DumpError,
-            said=lambda text: taking.run.log.warning("%s", text),
+            on_stderr=lambda text: taking.run.log.warning("%s", text),
         )
         whole = False
         try:

@@ -11,7 +11,7 @@ from pgsnap_postgres.archive.selection import Selection, select
 from pgsnap_postgres.clients import VARIABLE, Clients, find_clients, installed
 from pgsnap_postgres.connection.url import Target
 from pgsnap_postgres.options import DumpOptions
-from pgsnap_postgres.restore.target import Survey
+from pgsnap_postgres.restore.target import ServerInfo
 
 __all__ = ["choose", "choose_clients", "main_artifact", "read_text", "refuse_server", "table_of_contents"]
 
@@ -72,7 +72,7 @@ def choose(toc: Toc | None, request: RestoreRequest, run: Run) -> Selection | No
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-def refuse_server(facts: Facts, server: Survey, target: Target) -> None:
+def refuse_server(facts: Facts, server: ServerInfo, target: Target) -> None:
     """Raise if this server cannot take this backup."""
     where = target.describe()
     if server.standby:
@@ -90,7 +90,7 @@ def refuse_server(facts: Facts, server: Survey, target: Target) -> None:
         )
 
 
-def choose_clients(dumper: DumpOptions, facts: Facts, toc: Toc | None, server: Survey) -> Clients:
+def choose_clients(dumper: DumpOptions, facts: Facts, toc: Toc | None, server: ServerInfo) -> Clients:
     """Return the programs that read this backup and suit the server best.
 
     pg_restore reads archives of its own version and older ones; it works with newer servers, and (but for one setting, see

@@ -19,7 +19,7 @@ from pgsnap_postgres.archive.statements import IDENTIFIER, quote, split_statemen
 
 if TYPE_CHECKING:
     from pgsnap_postgres.connection.connect import Connection
-    from pgsnap_postgres.restore.target import Survey
+    from pgsnap_postgres.restore.target import ServerInfo
 
 __all__ = ["Properties", "apply_properties", "create_like", "read_properties"]
 
@@ -37,7 +37,7 @@ class Properties:
     create: str = ""
     statements: tuple[str, ...] = ()
 
-    def create_for(self, name: str, server: Survey) -> str:
+    def create_for(self, name: str, server: ServerInfo) -> str:
         """Return the ``CREATE DATABASE`` for a database called ``name``, in words that this server knows."""
         text = _named(self.create or 'CREATE DATABASE :"DB" WITH TEMPLATE = template0', name)
         if server.major < 15:

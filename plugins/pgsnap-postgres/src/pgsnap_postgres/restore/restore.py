@@ -34,10 +34,10 @@ from pgsnap_postgres.restore.plan import (
     table_of_contents,
 )
 from pgsnap_postgres.restore.properties import Properties, read_properties
-from pgsnap_postgres.restore.restore_in_place import InPlace, restore_into_empty
-from pgsnap_postgres.restore.restore_new import Swap, restore_into_new
-from pgsnap_postgres.restore.run_restore import Content
-from pgsnap_postgres.restore.target import Admin, Existing, Survey, enter, existing_database, survey
+from pgsnap_postgres.restore.restore_in_place import InPlace, restore_in_place
+from pgsnap_postgres.restore.restore_new import NewDatabase, restore_new
+from pgsnap_postgres.restore.run_restore import RestoreInput
+from pgsnap_postgres.restore.target import Admin, Existing, ServerInfo, enter, existing_database, survey
 
 __all__ = ["restore"]
 
@@ -110,7 +110,7 @@ class _Plan:
     run: Run
     target: Target
     admin: Admin
-    server: Survey
+    server: ServerInfo
     artifact: str
     toc: Toc | None
     selection: Selection | None
@@ -281,7 +281,7 @@ class _Plan:
         content = self._content(applied)
         why = "" if self.existing is None else self.cannot_rename
         if self.existing is not None and why:
-            restore_into_empty(
+            restore_in_place(
                 InPlace(
                     run=self.run,
                     server=self.server,
@@ -293,8 +293,8 @@ class _Plan:
                 )
             )
             return
-        restore_into_new(
-            Swap(
+        restore_new(
+            NewDatabase(
                 run=self.run,
                 admin=self.admin,
                 server=self.server,
@@ -306,7 +306,7 @@ class _Plan:
             )
         )
 
-    def _content(self, applied: Applied | None) -> Content:
+    def _content(self, applied: Applied | None) -> RestoreInput:
         facts, request = self.source.facts, self.request
         there = self.server.tablespaces | set(applied.tablespaces if applied is not None else ())
         lacking = {entry.tablespace for entry in self.entries if entry.tablespace} - there
@@ -321,7 +321,7 @@ class _Plan:
         sections = request.sections or ("pre-data",)
         tables = {(e.namespace, e.tag) for e in self.entries if e.desc == "TABLE" and "pre-data" in sections}
         large = facts.get("large_objects", 0)
-        return Content(
+        return RestoreInput(
             source=self.source,
             artifact=self.artifact,
             clients=self.clients,

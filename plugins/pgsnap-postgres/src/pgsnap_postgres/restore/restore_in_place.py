@@ -17,10 +17,10 @@ from pgsnap import PgsnapError, Run, Unsupported
 from pgsnap.streams import drain
 from pgsnap_postgres.connection.url import Target
 from pgsnap_postgres.restore.properties import Properties, apply_properties
-from pgsnap_postgres.restore.run_restore import Content, fill
-from pgsnap_postgres.restore.target import Existing, Survey, cancelled_by, enter, sessions
+from pgsnap_postgres.restore.run_restore import RestoreInput, fill
+from pgsnap_postgres.restore.target import Existing, ServerInfo, cancelled_by, enter, sessions
 
-__all__ = ["InPlace", "restore_into_empty"]
+__all__ = ["InPlace", "restore_in_place"]
 
 LINGER = 15.0
 """Seconds that the server has to notice that a killed client is gone, and to roll back."""
@@ -31,15 +31,15 @@ class InPlace:
     """What a restore into an existing, empty database needs to know; ``reason`` is why no new one can be made."""
 
     run: Run
-    server: Survey
+    server: ServerInfo
     target: Target
-    content: Content
+    content: RestoreInput
     properties: Properties
     existing: Existing
     reason: str
 
 
-def restore_into_empty(place: InPlace) -> None:
+def restore_in_place(place: InPlace) -> None:
     """Restore in one transaction; if it raises, the database is as empty as before.
 
     Raises:

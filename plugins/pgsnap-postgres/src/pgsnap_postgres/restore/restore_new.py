@@ -27,13 +27,13 @@ from pgsnap_postgres.archive.statements import quote
 from pgsnap_postgres.connection.url import Target
 from pgsnap_postgres.restore.contents import look_inside, missing_relations
 from pgsnap_postgres.restore.properties import Properties, apply_properties, create_like
-from pgsnap_postgres.restore.run_restore import Content, fill
-from pgsnap_postgres.restore.target import Admin, Existing, Survey, cancelled_by, enter, existing_database, sessions
+from pgsnap_postgres.restore.run_restore import RestoreInput, fill
+from pgsnap_postgres.restore.target import Admin, Existing, ServerInfo, cancelled_by, enter, existing_database, sessions
 
 if TYPE_CHECKING:
     from pgsnap_postgres.connection.connect import Connection
 
-__all__ = ["Swap", "fitted", "leftovers", "restore_into_new"]
+__all__ = ["NewDatabase", "fit_identifier", "leftovers", "restore_new"]
 
 MAX_NAME = 63
 """Bytes of a name (NAMEDATALEN - 1)."""
@@ -43,7 +43,7 @@ PATIENCE = 30.0
 """Seconds that the final renaming waits for sessions in the old database to end."""
 
 
-def fitted(name: str, suffix: str) -> str:
+def fit_identifier(name: str, suffix: str) -> str:
     """Return ``name + suffix``, in at most 63 bytes; a name that must be cut gets a digest, so that two do not meet."""
     whole = name + suffix
     if len(whole.encode()) <= MAX_NAME:
@@ -54,14 +54,14 @@ def fitted(name: str, suffix: str) -> str:
 
 
 @attrs.frozen(kw_only=True)
-class Swap:
+class NewDatabase:
     """What a restore into a new database needs to know."""
 
     run: Run
     admin: Admin
-    server: Survey
+    server: ServerInfo
     target: Target
-    content: Content
+    content: RestoreInput
     properties: Properties
     existing: Existing | None
     replace: bool
@@ -74,19 +74,19 @@ class Swap:
     @property
     def temporary(self) -> str:
         """The name of the new database until it is whole."""
-        return fitted(self.name, f"_pgsnap_{self.content.source.id}")
+        return fit_identifier(self.name, f"_pgsnap_{self.content.source.id}")
 
 
 def leftovers(connection: Connection, name: str) -> list[str]:
     """Return the databases that restores to ``name`` have left when they were killed, or that are being restored "
     "right now."""
-    head = fitted(name, "_pgsnap_" + "0" * 21)[:-21]
+    head = fit_identifier(name, "_pgsnap_" + "0" * 21)[:-21]
     pattern = re.escape(head) + r"\d{8}T\d{6}Z-[0-9a-f]{4}"
     rows = connection.execute("SELECT datname FROM pg_database ORDER BY 1")
     return [row[0] for row in rows if re.fullmatch(pattern, row[0])]
 
 
-def restore_into_new(swap: Swap) -> None:
+def restore_new(swap: NewDatabase) -> None:
     """Restore, check, rename; drop the new database if any of it fails.
 
     Raises:
@@ -113,7 +113,7 @@ def restore_into_new(swap: Swap) -> None:
 
 
 @contextlib.contextmanager
-def _alone(swap: Swap) -> Iterator[None]:
+def _alone(swap: NewDatabase) -> Iterator[None]:
     """Exclude another restore of the same backup to the same name; the server frees the lock when we die."""
     import psycopg
 
@@ -131,7 +131,7 @@ def _alone(swap: Swap) -> Iterator[None]:
             connection.execute("SELECT pg_advisory_unlock(%s)", [key])
 
 
-def _clear_leftovers(swap: Swap) -> None:
+def _clear_leftovers(swap: NewDatabase) -> None:
     connection = swap.admin.connection
     for left in leftovers(connection, swap.name):
         if left != swap.temporary:
@@ -153,7 +153,7 @@ def _clear_leftovers(swap: Swap) -> None:
         _drop(swap)
 
 
-def _refuse_sessions(swap: Swap) -> None:
+def _refuse_sessions(swap: NewDatabase) -> None:
     """Raise if the database that must be renamed at the end is in use now: better before hours of work than after."""
     if swap.existing is None:
         return
@@ -181,7 +181,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _create(swap: Swap) -> None:
+def _create(swap: NewDatabase) -> None:
     """Create the new database, with the backup's encoding and locale, else those of the empty database it replaces."""
     import psycopg
 
@@ -206,7 +206,7 @@ def _create(swap: Swap) -> None:
                 raise RestoreError(_not_created(swap, second)) from None
 
 
-def _give_to_owner(swap: Swap) -> None:
+def _give_to_owner(swap: NewDatabase) -> None:
     """Let the new database have its owner early: who is no superuser can give the owner objects in ``public`` only then.
 
     Only where we keep its rights, so that we can still rename and drop it.
@@ -221,7 +221,7 @@ def _give_to_owner(swap: Swap) -> None:
         swap.admin.connection.execute(f"ALTER DATABASE {quote(swap.temporary)} OWNER TO {quote(owner)}".encode())
 
 
-def _not_created(swap: Swap, error: Exception) -> str:
+def _not_created(swap: NewDatabase, error: Exception) -> str:
     said = " ".join(str(error).split())
     remedy = f"create an empty database {swap.name!r} with a locale that the server has, and restore into that"
     if "permission denied" in said or "disk" in said or "space" in said:
@@ -229,7 +229,7 @@ def _not_created(swap: Swap, error: Exception) -> str:
     return f"the server cannot create a database with {swap.properties.wanted}: {said}; {remedy}."
 
 
-def _check_and_analyze(swap: Swap) -> None:
+def _check_and_analyze(swap: NewDatabase) -> None:
     """Look whether every table has come, and gather statistics: they are not in the backup, and plans are bad "
     "without."""
     import psycopg
@@ -253,7 +253,7 @@ def _check_and_analyze(swap: Swap) -> None:
         swap.run.log.info("gathered statistics in %.1f s", time.monotonic() - started)
 
 
-def _swap(swap: Swap) -> str | None:
+def _swap(swap: NewDatabase) -> str | None:
     """Give the new database its name, in one transaction; return the name that the old one has now, if there was "
     "one."""
     import psycopg
@@ -261,7 +261,7 @@ def _swap(swap: Swap) -> str | None:
     replaced = None
     if swap.existing is not None:
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        replaced = fitted(swap.name, f"_pgsnap_replaced_{stamp}")
+        replaced = fit_identifier(swap.name, f"_pgsnap_replaced_{stamp}")
     until = time.monotonic() + PATIENCE
     while True:
         swap.run.check()
@@ -293,7 +293,7 @@ def _swap(swap: Swap) -> str | None:
     return replaced
 
 
-def _dispose(swap: Swap, replaced: str) -> None:
+def _dispose(swap: NewDatabase, replaced: str) -> None:
     """Drop the database that was replaced, if it was empty and still is; else say where it is."""
     import psycopg
 
@@ -314,7 +314,7 @@ def _dispose(swap: Swap, replaced: str) -> None:
     )
 
 
-def _drop(swap: Swap) -> None:
+def _drop(swap: NewDatabase) -> None:
     """Drop the new database and end what still works in it; never raises, since an error is on its way already."""
     import psycopg
 

@@ -28,13 +28,13 @@ from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.connection.service import SERVICE, Service, service_file
 from pgsnap_postgres.connection.url import Target
 
-__all__ = ["Content", "explain", "fill", "without_timeout_setting"]
+__all__ = ["RestoreInput", "explain", "fill", "without_timeout_setting"]
 
 _TIMEOUT = b"SET transaction_timeout = 0;\n"
 
 
 @attrs.frozen(kw_only=True)
-class Content:
+class RestoreInput:
     """What is restored, and with what: the same for any way into a database."""
 
     source: Source
@@ -54,7 +54,7 @@ class Content:
     """Schema and name of the tables that must be there afterwards."""
 
 
-def fill(content: Content, target: Target, server_major: int, run: Run, *, atomic: bool) -> None:
+def fill(content: RestoreInput, target: Target, server_major: int, run: Run, *, atomic: bool) -> None:
     """Restore into the database of ``target``, in one transaction if ``atomic``.
 
     Not atomic, a failure leaves the database half filled: the caller drops it. ``jobs`` count only then.
@@ -80,7 +80,7 @@ def fill(content: Content, target: Target, server_major: int, run: Run, *, atomi
         raise explain(error) from None
 
 
-def _pg_restore(content: Content, service: Service, run: Run, *, atomic: bool) -> None:
+def _pg_restore(content: RestoreInput, service: Service, run: Run, *, atomic: bool) -> None:
     with _options(content) as options:
         argv = [content.clients.pg_restore, "--exit-on-error", "--no-password", "-d", SERVICE, *options]
         env, fds = service.env, service.pass_fds
@@ -99,7 +99,7 @@ def _pg_restore(content: Content, service: Service, run: Run, *, atomic: bool) -
 
 
 @contextlib.contextmanager
-def _options(content: Content) -> Iterator[list[str]]:
+def _options(content: RestoreInput) -> Iterator[list[str]]:
     """Give pg_restore's options; a selection is a file that lasts as long as the context."""
     options = [] if content.owners else ["--no-owner", "--no-privileges"]
     if not content.tablespaces:
@@ -113,7 +113,7 @@ def _options(content: Content) -> Iterator[list[str]]:
         yield [*options, f"--use-list={file.name}"]
 
 
-def _script(content: Content, run: Run) -> Stream:
+def _script(content: RestoreInput, run: Run) -> Stream:
     """Yield what pg_restore would do, as a script for psql."""
     with _options(content) as options:
         argv = [content.clients.pg_restore, "-f", "-", *options]
@@ -137,7 +137,7 @@ def without_timeout_setting(script: Chunks) -> Stream:
     yield from chunks
 
 
-def _psql(content: Content, script: Chunks, service: Service, run: Run, *, atomic: bool) -> None:
+def _psql(content: RestoreInput, script: Chunks, service: Service, run: Run, *, atomic: bool) -> None:
     argv = [content.clients.psql, "-X", "-q", "--no-password", "-v", "ON_ERROR_STOP=1", "-d", SERVICE, "-f", "-"]
     if atomic:
         script = itertools.chain([b"BEGIN;\n"], script, [b"COMMIT;\n"])

@@ -20,7 +20,7 @@ from pgsnap_postgres.connection.url import Target
 if TYPE_CHECKING:
     from pgsnap_postgres.connection.connect import Connection
 
-__all__ = ["Admin", "Existing", "Survey", "cancelled_by", "enter", "existing_database", "sessions", "survey"]
+__all__ = ["Admin", "Existing", "ServerInfo", "cancelled_by", "enter", "existing_database", "sessions", "survey"]
 
 _SETTINGS = b"""SELECT pg_catalog.set_config('search_path', '', false),
     pg_catalog.set_config('default_transaction_read_only', 'off', false)"""
@@ -101,7 +101,7 @@ class Existing:
 
 
 @attrs.frozen(kw_only=True)
-class Survey:
+class ServerInfo:
     """What the server is, and what the current role may do on it."""
 
     version: str
@@ -125,7 +125,7 @@ class Survey:
         return self.version_num // 10000
 
 
-def survey(connection: Connection) -> Survey:
+def survey(connection: Connection) -> ServerInfo:
     """Look at the server; changes nothing."""
     version_num = connection.info.server_version
     row = connection.execute(
@@ -139,7 +139,7 @@ def survey(connection: Connection) -> Survey:
     extensions: dict[str, set[str]] = {}
     for name, version in connection.execute("SELECT name, version FROM pg_available_extension_versions"):
         extensions.setdefault(name, set()).add(version)
-    return Survey(
+    return ServerInfo(
         version=row[0].split()[0],
         version_num=version_num,
         role=row[1],

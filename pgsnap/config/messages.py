@@ -15,11 +15,20 @@ import attrs
 from pgsnap.components.values import Secret
 from pgsnap.config.options import LISTS, Type, base, holds_secret, is_anything, is_list, is_mapping, is_union, members
 
-__all__ = ["LeftOut", "Misfit", "Problem", "Text", "misfit", "missing_package", "suggest", "wanted"]
+__all__ = [
+    "Problem",
+    "ReferenceText",
+    "Unresolved",
+    "ValidationError",
+    "missing_package",
+    "suggest",
+    "validation_error",
+    "wanted",
+]
 
 
 @attrs.frozen
-class Text:
+class ReferenceText:
     """What a reference gave: ``source`` names where it came from, ``value`` is never shown."""
 
     value: str = attrs.field(repr=False)
@@ -27,7 +36,7 @@ class Text:
 
 
 @attrs.frozen
-class LeftOut:
+class Unresolved:
     """Stands for a reference that was not resolved: this command has no need of it, or (``failed``) it could not be."""
 
     source: str
@@ -46,7 +55,7 @@ class Problem:
 
     text: str
     option: str = ""
-    kind: Literal["misfit", "unknown", "whole"] = "misfit"
+    kind: Literal["validation_error", "unknown", "whole"] = "validation_error"
 
     def __str__(self) -> str:
         if self.kind == "whole":
@@ -59,7 +68,7 @@ class Problem:
         return attrs.evolve(self, option=f"{place}.{inner}" if inner and not inner.startswith("[") else place + inner)
 
 
-class Misfit(Exception):
+class ValidationError(Exception):
     """A value does not fit its type."""
 
     def __init__(self, *problems: Problem) -> None:
@@ -118,12 +127,12 @@ def _hint(type_: Type, value: object, hide: bool) -> str:
     return ""
 
 
-def misfit(type_: Type, value: object, unit: str = "") -> Misfit:
+def validation_error(type_: Type, value: object, unit: str = "") -> ValidationError:
     """Make the error for a value of the wrong type."""
-    if isinstance(value, Text):
-        return Misfit(Problem(f"wants {wanted(type_, unit)}; what {value.source} holds is not that."))
+    if isinstance(value, ReferenceText):
+        return ValidationError(Problem(f"wants {wanted(type_, unit)}; what {value.source} holds is not that."))
     hide = holds_secret(type_)
-    return Misfit(Problem(f"wants {wanted(type_, unit)}, got {_got(value, hide)}.{_hint(type_, value, hide)}"))
+    return ValidationError(Problem(f"wants {wanted(type_, unit)}, got {_got(value, hide)}.{_hint(type_, value, hide)}"))
 
 
 def missing_package(error: ImportError) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgsnap.streams import CHUNK, Bounds, Stalled, Stream, bounds, drain
+from pgsnap.streams import CHUNK, Stalled, Stream, Watchdog, drain, watchdog
 
 LONG = 60.0
 """Seconds that no test comes near, unless something waits for ever."""
@@ -25,13 +25,13 @@ def test_items_come_in_order_and_the_error_after_them() -> None:
 
     seen: list[int] = []
     with pytest.raises(KeyError, match="boom"):
-        seen.extend(Bounds().items(source, LONG, bound=7))
+        seen.extend(Watchdog().items(source, LONG, bound=7))
     assert list(range(1000)) == seen
 
 
 def test_a_slow_consumer_is_no_stall() -> None:
     """Only while the consumer waits does time count."""
-    items = Bounds().items(lambda: iter(range(10)), 0.2, bound=1)
+    items = Watchdog().items(lambda: iter(range(10)), 0.2, bound=1)
     seen = []
     for item in items:
         time.sleep(0.3 if item == 3 else 0)
@@ -47,7 +47,7 @@ def test_slow_progress_is_progress() -> None:
             time.sleep(0.2)
             yield number
 
-    assert list(range(6)) == list(Bounds().items(source, 1.0, bound=100))
+    assert list(range(6)) == list(Watchdog().items(source, 1.0, bound=100))
 
 
 def test_what_is_pulled_ahead_is_bounded() -> None:
@@ -59,7 +59,7 @@ def test_what_is_pulled_ahead_is_bounded() -> None:
             pulled.append(number)
             yield number
 
-    items = Bounds().items(source, LONG, bound=3)
+    items = Watchdog().items(source, LONG, bound=3)
     assert 0 == next(items)
     deadline = time.monotonic() + 0.3
     while time.monotonic() < deadline:
@@ -78,7 +78,7 @@ def test_a_consumer_that_stops_closes_the_source_where_it_is_pulled() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    items = Bounds().items(source, LONG)
+    items = Watchdog().items(source, LONG)
     assert 0 == next(items)
     items.close()
     assert ["bounded"] == closed
@@ -90,8 +90,8 @@ def test_a_consumer_that_stops_closes_the_source_where_it_is_pulled() -> None:
 @pytest.mark.parametrize("way", ["read", "write"])
 def test_what_nobody_wants_any_more_is_not_blocked(gate: threading.Event, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """A reader that was closed early waits for its requests, a writer whose source failed aborts an upload: others go on."""
-    monkeypatch.setattr(bounds, "GRACE", 0.01)
-    mine, ending = Bounds(), threading.Event()
+    monkeypatch.setattr(watchdog, "GRACE", 0.01)
+    mine, ending = Watchdog(), threading.Event()
 
     def source() -> Iterator[int]:
         try:
@@ -124,7 +124,7 @@ def test_what_nobody_wants_any_more_is_not_blocked(gate: threading.Event, monkey
 
 def test_what_nobody_wants_any_more_and_does_not_end_is_blocked(gate: threading.Event) -> None:
     """Once it had its time: a close that hangs is a store that hangs."""
-    bounds = Bounds()
+    watched = Watchdog()
 
     def source() -> Iterator[int]:
         try:
@@ -132,27 +132,27 @@ def test_what_nobody_wants_any_more_and_does_not_end_is_blocked(gate: threading.
         finally:
             gate.wait()
 
-    items = bounds.items(source, 0.05)
+    items = watched.items(source, 0.05)
     assert 0 == next(items)
     items.close()
     time.sleep(0.06)
     with pytest.raises(Stalled, match="an earlier call"):
-        bounds.check()
+        watchdog.check()
 
 
 def test_a_call_returns_raises_and_sees_the_context() -> None:
     """It is the same as a call here, but for the thread."""
     name = contextvars.ContextVar("name", default="")
     name.set("mine")
-    assert "mine" == Bounds().call(name.get, LONG)
+    assert "mine" == Watchdog().call(name.get, LONG)
     with pytest.raises(ZeroDivisionError):
-        Bounds().call(lambda: 1 / 0, LONG)
+        Watchdog().call(lambda: 1 / 0, LONG)
 
 
 @pytest.mark.parametrize("kind", ["takes nothing", "does not finish"])
 def test_a_consumer_that_hangs_is_left(gate: threading.Event, kind: str) -> None:
     """In the middle of a stream, or after its end."""
-    bounds = Bounds()
+    watched = Watchdog()
 
     def consumer(stream: Stream) -> int:
         size = 0 if kind == "takes nothing" else drain(stream)
@@ -161,17 +161,17 @@ def test_a_consumer_that_hangs_is_left(gate: threading.Event, kind: str) -> None
 
     chunks = [bytes(CHUNK)] * 8 if kind == "takes nothing" else [b"x"]
     with pytest.raises(Stalled, match=r"took nothing for|did not finish within"):
-        bounds.feed(chunks, consumer, buffer=2 * CHUNK, stall=0.2, finish=0.2)
+        watched.feed(chunks, consumer, buffer=2 * CHUNK, stall=0.2, finish=0.2)
     with pytest.raises(Stalled, match="an earlier call"):
-        bounds.check()
+        watchdog.check()
 
 
 def test_a_source_that_fails_is_not_the_consumers_fault() -> None:
-    """Its own error comes out, as from a write without bounds."""
+    """Its own error comes out, as from a write without watchdog."""
 
     def source() -> Iterator[bytes]:
         yield b"x"
         raise KeyError("boom")
 
     with pytest.raises(KeyError, match="boom"):
-        Bounds().feed(source(), drain, buffer=CHUNK, stall=LONG, finish=LONG)
+        Watchdog().feed(source(), drain, buffer=CHUNK, stall=LONG, finish=LONG)

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from pgsnap.streams.basics import Chunks, Stream
 from pgsnap.streams.fan_out import Stalled, fan_out
 
-__all__ = ["Bounds"]
+__all__ = ["Watchdog"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class _Hands(Generic[T]):
             return items
 
 
-class Bounds:
+class Watchdog:
     """Does work of one kind in daemon threads, each in a copy of the context, and leaves behind what makes no progress.
 
     While one that was left behind is still blocked nothing new is begun: it would block as well, and wait its whole time again.
