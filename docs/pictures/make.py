@@ -18,8 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-import pgsnap
-from pgsnap.components.events import StoreSummary
+from pgsnap import components as events
 from pgsnap_email.message import html as mail_html
 from pgsnap_slack.blocks import blocks
 
@@ -31,46 +30,47 @@ SPAN: dict[str, Any] = {"pipeline": "shop", "id": ID, "time": WHEN, "started": W
 SIZES: dict[str, Any] = {
     "size": 4_231_000_000, "stored_size": 903_000_000, "last_size": 4_198_000_000, "last_stored_size": 897_000_000,
 }  # fmt: skip
-GOOD = (pgsnap.StoreOutcome(label=LOCAL), pgsnap.StoreOutcome(label=BUCKET))
+GOOD = (events.StoreOutcome(label=LOCAL), events.StoreOutcome(label=BUCKET))
 LOST = "s3://my-backups: the store refused the write: SlowDown, please reduce your request rate; try again later."
-HALF = (GOOD[0], pgsnap.StoreOutcome(label=BUCKET, error=LOST))
+HALF = (GOOD[0], events.StoreOutcome(label=BUCKET, error=LOST))
 RECOVER = (f"{LOCAL}/shop/{ID}/RECOVER.txt", f"{BUCKET}/shop/{ID}/RECOVER.txt")
 DEAD = 'pg_dump failed with exit status 1: error: could not read block 7 in file "base/16384/24601": Input/output error'
 LOG = f"""2026-11-22 23:00:00 info    shop: backup {ID} begins
 2026-11-22 23:00:02 info    42 tables are locked, snapshot 00000004-0000001B-1 is exported
 2026-11-22 23:01:10 error   no backup was made: {DEAD}
 """
-EVENTS: list[pgsnap.Event] = [
-    pgsnap.Started(pipeline="shop", id=ID, time=WHEN, text=f"shop: backup {ID} begins."),
-    pgsnap.Succeeded(**SPAN, **SIZES, stores=GOOD, recover=RECOVER,
+EVENTS: list[events.Event] = [
+    events.Started(pipeline="shop", id=ID, time=WHEN, text=f"shop: backup {ID} begins."),
+    events.Succeeded(**SPAN, **SIZES, stores=GOOD, recover=RECOVER,
                      text=f"shop: {ID} is in {LOCAL}, {BUCKET}: 4.2 GB became 903 MB in 3 m 12 s."),
-    pgsnap.Partial(**SPAN, **SIZES, stores=HALF, recover=RECOVER[:1], cause=LOST,
+    events.Partial(**SPAN, **SIZES, stores=HALF, recover=RECOVER[:1], cause=LOST,
                    next_step="When that is put right, bring it up to date without another dump: pgsnap copy shop",
                    text=f"shop: {ID} is in {LOCAL}: 4.2 GB became 903 MB in 3 m 12 s. Missing: {LOST}"),
-    pgsnap.Failed(**SPAN, cause=DEAD, text=f"shop: no backup was made. {DEAD}", log=LOG,
-                  stores=tuple(pgsnap.StoreOutcome(label=each, error="the backup was not finished.") for each in (LOCAL, BUCKET)),
+    events.Failed(**SPAN, cause=DEAD, text=f"shop: no backup was made. {DEAD}", log=LOG,
+                  stores=tuple(events.StoreOutcome(label=each, error="the backup was not finished.") for each in (LOCAL, BUCKET)),
                   next_step="'pgsnap doctor shop' looks whether a backup would work now; when it does, run: pgsnap backup shop"),
-    pgsnap.Suspect(**SPAN, **(SIZES | {"size": 41_000_000, "stored_size": 9_000_000}), stores=GOOD, recover=RECOVER,
+    events.Suspect(**SPAN, **(SIZES | {"size": 41_000_000, "stored_size": 9_000_000}), stores=GOOD, recover=RECOVER,
                    cause="rows fell from 18,204,112 to 90,431 (-99.5%) against the largest of the last 7 good backups.",
                    next_step=f"If that was meant, say so: pgsnap ack {ID}. Nothing is pruned until then.",
                    text=f"shop: {ID} exists, but most of the database seems to be gone."),
-    pgsnap.Verified(pipeline="shop", id=BEFORE, time=WHEN, size=1_806_000_000, decoded=True,
-                    stores=(GOOD[0], pgsnap.StoreOutcome(label=BUCKET, error="shop.dump.age: block 17 is damaged.")),
+    events.Verified(pipeline="shop", id=BEFORE, time=WHEN, size=1_806_000_000, decoded=True,
+                    stores=(GOOD[0], events.StoreOutcome(label=BUCKET, error="shop.dump.age: block 17 is damaged.")),
                     text=f"shop: {BEFORE} is damaged or cannot be read in {BUCKET}.",
                     next_step=f"It is whole in {LOCAL}: run 'pgsnap verify shop --backup {BEFORE} --repair'."),
-    pgsnap.Drilled(**SPAN, checks=(("tables", "42 of 42 agree"), ("rows", "18,204,112")),
+    events.Drilled(**SPAN, checks=(("tables", "42 of 42 agree"), ("rows", "18,204,112")),
                    text=f"shop: {ID} was restored into a throwaway server and agrees with the database as it was."),
-    pgsnap.Pruned(pipeline="shop", time=WHEN, store=LOCAL, deleted=("20261114T230000Z-77aa",), kept=7, size=897_000_000,
+    events.Pruned(pipeline="shop", time=WHEN, store=LOCAL, deleted=("20261114T230000Z-77aa",), kept=7, size=897_000_000,
                   text="shop: one backup was removed, by keep.daily = 7."),
-    pgsnap.Summary(pipeline="shop", time=WHEN, count=7, since=WHEN - timedelta(days=7), sizes=(870_000_000, 903_000_000),
+    events.Summary(pipeline="shop", time=WHEN, count=7, since=WHEN - timedelta(days=7), sizes=(870_000_000, 903_000_000),
                    text=f"shop: 7 backups made since 2026-11-15; the newest is {ID}.",
-                   stores=(StoreSummary(label=LOCAL, count=7, size=6_200_000_000, newest=WHEN, proved=WHEN - timedelta(days=1)),
-                           StoreSummary(label=BUCKET, count=23, size=19_400_000_000, newest=WHEN))),
-    pgsnap.TestMessage(pipeline="shop", time=WHEN, text="shop: this is a test of pgsnap's notifications. Nothing has happened."),
+                   stores=(events.StoreSummary(label=LOCAL, count=7, size=6_200_000_000, newest=WHEN,
+                                               proved=WHEN - timedelta(days=1)),
+                           events.StoreSummary(label=BUCKET, count=23, size=19_400_000_000, newest=WHEN))),
+    events.TestMessage(pipeline="shop", time=WHEN, text="shop: this is a test of pgsnap's notifications. Nothing has happened."),
 ]  # fmt: skip
 
 
-def slack_html(event: pgsnap.Event) -> str:
+def slack_html(event: events.Event) -> str:
     """Return a page that shows a message's blocks in Slack's manner."""
 
     def words(text: str) -> str:

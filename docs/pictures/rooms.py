@@ -1,6 +1,6 @@
-"""Draw the rooms of the core from its code: python docs/pictures/rooms.py writes rooms.svg beside itself; a test compares the two.
+"""Draw the rooms of the core from its code: python docs/pictures/rooms.py writes rooms.svg beside itself, and a test compares.
 
-A box is a folder (or a file) of ``pgsnap/``: its name, the first sentence of its docstring, its files, and the rooms that it imports
+A box is a folder (or a file) of ``pgsnap/``: its name, the first words of its docstring, its files, and the rooms that it imports
 from, those in functions and for type checkers counted. Boxes are sorted so that every import goes down.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 CORE = Path(__file__).parent.parent.parent / "pgsnap"
 WIDTH, MARGIN, LINE = 940, 14, 19
 STYLE = """
-  text { font: 14px system-ui, sans-serif; fill: #1b1f24 } .name { font-weight: 700 } .files { font: 13px ui-monospace, monospace }
+  text { font: 14px system-ui, sans-serif; fill: #1b1f24 } .name { font-weight: 700 }
+  .files { font: 13px ui-monospace, monospace }
   .dim { fill: #59636e; font-size: 13px } rect { fill: #f6f8fa; stroke: #8c959f }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .dim { fill: #9198a1 } rect { fill: #161b22; stroke: #4c5560 }

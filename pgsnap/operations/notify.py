@@ -2,8 +2,7 @@
 
     notify(pipeline, report.event(Suspect, cause="…", next_step="pgsnap ack …"))   ->   ("the notifier 'slack' failed: …",)
 
-Whatever a notifier does, the caller goes on: what fails or takes too long comes back as a sentence. ``deliver`` is for notifiers:
-it repeats an attempt as long as that makes sense and the time lasts.
+Whatever a notifier does, the caller goes on: what fails or takes too long comes back as a sentence.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pgsnap.errors import NotifyError
 from pgsnap.operations.spec import PipelineSpec
 from pgsnap.streams import Stalled, drain, fan_out
 
-__all__ = ["NOTIFY_SECONDS", "RunNotifications", "deliver", "notify", "redacted", "send"]
+__all__ = ["NOTIFY_SECONDS", "RunNotifications", "notify", "redacted", "send"]
 
 T = TypeVar("T")
 
@@ -112,31 +111,3 @@ def _clean(value: Any, redact: Redactor) -> Any:
         changes = {field.name: _clean(getattr(value, field.name), redact) for field in attrs.fields(type(value))}
         return attrs.evolve(value, **changes)
     return value
-
-
-def deliver(attempt: Callable[[float], T], *, timeout: float) -> T:
-    """Call ``attempt(seconds left)`` until it succeeds, for at most ``timeout`` seconds; return what it returns.
-
-    It is repeated after a ``NotifyError`` that is ``transient``: after the time that the receiver asked for, else after half a
-    second, one, two … with some chance in it. Where that time is not left, the error comes out at once.
-
-    Raises:
-        NotifyError: that of the last attempt.
-    """
-    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential, wait_random
-
-    deadline = time.monotonic() + timeout
-    backoff = wait_exponential(multiplier=0.5, max=10) + wait_random(0, 0.5)
-
-    def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, NotifyError) else None
-        return backoff(state) if asked is None else max(0.0, asked)
-
-    def again(error: BaseException) -> bool:
-        return isinstance(error, NotifyError) and error.transient
-
-    for each in Retrying(stop=stop_before_delay(timeout), wait=wait, retry=retry_if_exception(again), reraise=True):
-        with each:
-            result = attempt(max(0.1, deadline - time.monotonic()))
-    return result

@@ -1,4 +1,4 @@
-"""Streams: how bytes flow through pgsnap, and the only place (with ``process``) where threads are.
+"""How bytes flow through pgsnap, and the only place where threads and child processes are. It knows no store.
 
 ``Chunks`` (any iterable of bytes) is what a stage consumes, ``Stream`` (a generator of bytes) is what it returns.
 
@@ -19,7 +19,10 @@ published nothing. Only ``Store.write`` opens anything for writing.
 
 Theory of operation: the thread that calls ``fan_out`` (or any other sink) pulls chunks through all stages. The bridges below
 adapt libraries that want files: ``ChunkReader`` (reads), ``through_writer`` (writes), ``through_thread`` (both at once).
-``Watchdog`` does in a thread what may never come back, and leaves it behind.
+``Watchdog`` does in a thread what may never come back, and leaves it behind. ``process`` makes children streams; ``retry``
+is for stores behind a network: requests repeated, reads resumed.
+
+To read: ``basics``, ``fan_out``, ``bridges``, ``process``; then the rest. This module is what authors of plugins import.
 """
 
 from __future__ import annotations
@@ -28,25 +31,49 @@ from pgsnap.streams.basics import BLOCK, CHUNK, Chunks, Stream, Tap, drain, read
 from pgsnap.streams.bridges import ChunkReader, prefetch, through_thread, through_writer
 from pgsnap.streams.fan_out import Outcome, Stalled, fan_out
 from pgsnap.streams.parallel import in_flight
+from pgsnap.streams.process import Child, feed_process, read_child, read_process, spawn, through_process, watch
+from pgsnap.streams.retry import (
+    RequestBody,
+    RetryPolicy,
+    TrackedChunks,
+    chunks_of,
+    fetch_until_complete,
+    read_ranges,
+    wait_while_progressing,
+)
 from pgsnap.streams.watchdog import Watchdog
 
 __all__ = [
     "BLOCK",
     "CHUNK",
+    "Child",
     "ChunkReader",
     "Chunks",
     "Outcome",
+    "RequestBody",
+    "RetryPolicy",
     "Stalled",
     "Stream",
     "Tap",
+    "TrackedChunks",
     "Watchdog",
+    "chunks_of",
     "drain",
     "fan_out",
+    "feed_process",
+    "fetch_until_complete",
     "in_flight",
     "prefetch",
+    "read_child",
     "read_chunks",
+    "read_process",
+    "read_ranges",
     "resize",
+    "spawn",
     "take",
+    "through_process",
     "through_thread",
     "through_writer",
+    "wait_while_progressing",
+    "watch",
 ]

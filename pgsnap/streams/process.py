@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
 from pgsnap.errors import ProcessError
-from pgsnap.streams import CHUNK, Chunks, Stream
+from pgsnap.streams.basics import CHUNK, Chunks, Stream
 
 __all__ = [
     "Child",

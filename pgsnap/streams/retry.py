@@ -14,7 +14,8 @@ from concurrent.futures import CancelledError
 from contextlib import closing
 from typing import Any, TypeVar
 
-from pgsnap.streams import CHUNK, Chunks, Stream, in_flight
+from pgsnap.streams.basics import CHUNK, Chunks, Stream
+from pgsnap.streams.parallel import in_flight
 
 __all__ = [
     "RequestBody",

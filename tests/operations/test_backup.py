@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from pgsnap import (
     ConfigError,
     DumpError,
-    Event,
     LocalStore,
     NotifyError,
     PgsnapError,
@@ -30,6 +29,7 @@ from pgsnap import (
     StoreError,
     Transform,
 )
+from pgsnap.components import Event
 from pgsnap.components.events import Failed, Pruned, Succeeded, Suspect
 from pgsnap.components.values import Facts
 from pgsnap.repository.manifest import Manifest

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from pgsnap import Event, Notifier, NotifyError, Secret
+from pgsnap import Notifier, NotifyError, Secret
+from pgsnap.components import Event
 from pgsnap.components.events import Drilled, Failed, StoreOutcome, TestMessage, now
 from pgsnap.components.redact import Redactor
 from pgsnap.operations.notify import RunNotifications, deliver, notify, redacted, send

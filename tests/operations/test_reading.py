@@ -26,8 +26,8 @@ from pgsnap import (
     Pipeline,
     RestoreError,
     StoreError,
-    Verified,
 )
+from pgsnap.components import Verified
 from pgsnap.repository.blocks import read_objects
 from pgsnap.repository.catalog import scan
 from pgsnap.repository.manifest import ObjectRecord

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import attrs
 
-from pgsnap import Event, Notifier, NotifyError
+from pgsnap import Notifier, NotifyError
+from pgsnap.components import Event
 from pgsnap.components.events import KINDS, Kind
 
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 import attrs
 import pytest
 
-from pgsnap import Event, Notifier, NotifyError, Secret
+from pgsnap import Notifier, NotifyError, Secret
+from pgsnap.components import Event
 from pgsnap.testing import NotifierConformance
 
 

@@ -16,7 +16,6 @@ from pgsnap import (
     Dumper,
     DumpError,
     Entry,
-    Event,
     Facts,
     Finding,
     Notifier,
@@ -29,6 +28,7 @@ from pgsnap import (
     Transform,
     hookimpl,
 )
+from pgsnap.components import Event
 from pgsnap.streams import Chunks, Outcome, Stream, fan_out, in_flight, prefetch, read_chunks, resize, through_thread
 from pgsnap.streams.process import Child, feed_process, read_process, through_process
 

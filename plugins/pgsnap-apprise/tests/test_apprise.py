@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import pgsnap
-from pgsnap import ConfigError, NotifyError, TestMessage
+from pgsnap import ConfigError, NotifyError
+from pgsnap.components import TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_apprise import Apprise
 
@@ -43,7 +44,7 @@ def bodies(receiver: Any) -> list[bytes]:
 
 def test_the_level_is_handed_on(receiver: Any) -> None:
     """A failure is one to the service too."""
-    from pgsnap import Failed
+    from pgsnap.components import Failed
     from pgsnap.testing.notifiers import event
 
     Apprise(urls=(url(receiver),)).notify(event("failed"), timeout=10)

@@ -23,7 +23,8 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 import pgsnap
-from pgsnap import ConfigError, Failed, NotifyError, StoreOutcome, Succeeded, TestMessage
+from pgsnap import ConfigError, NotifyError
+from pgsnap.components import Failed, StoreOutcome, Succeeded, TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_email import Email
 from pgsnap_email.message import compose, html, text
@@ -172,7 +173,7 @@ def test_the_mails_of_a_pipeline_make_a_thread() -> None:
 def test_no_text_gets_into_the_headers(serve: Callable[..., int], inbox: Inbox, nasty: str) -> None:
     """A database's name with line breaks in it makes no header, and the subject is one line of bounded length."""
     event = failed(text=nasty, cause=nasty, stores=(StoreOutcome(label=nasty, error=nasty),))
-    event = pgsnap.Failed(
+    event = pgsnap.components.Failed(
         **{**{f: getattr(event, f) for f in ("started", "ended", "text", "cause", "stores")}, "pipeline": nasty}
     )
     mailer(serve()).notify(event, timeout=10)

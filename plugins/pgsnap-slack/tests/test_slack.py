@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgsnap
-from pgsnap import ConfigError, Event, Failed, NotifyError, StoreOutcome, TestMessage
+from pgsnap import ConfigError, NotifyError
+from pgsnap.components import Event, Failed, StoreOutcome, TestMessage
 from pgsnap.testing import NotifierConformance
 from pgsnap_slack import Slack
 from pgsnap_slack.blocks import blocks, escape, fallback

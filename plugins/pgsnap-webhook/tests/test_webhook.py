@@ -16,7 +16,8 @@ import jsonschema
 import pytest
 
 import pgsnap
-from pgsnap import ConfigError, Drilled, Failed, NotifyError, Partial, Started, StoreOutcome, Succeeded, TestMessage, Verified
+from pgsnap import ConfigError, NotifyError
+from pgsnap.components import Drilled, Failed, Partial, Started, StoreOutcome, Succeeded, TestMessage, Verified
 from pgsnap.testing import NotifierConformance
 from pgsnap_webhook import Webhook, sign
 from pgsnap_webhook.requests import document
@@ -85,7 +86,7 @@ def test_a_long_log_is_cut_with_a_mark() -> None:
 def test_healthchecks(receiver: Any) -> None:
     """Start, success and failure each have an ending; one run has one id; a test changes nothing there."""
     hook = Webhook(preset="healthchecks", url=receiver.url + "/ping/uuid?create=1")
-    summary = pgsnap.Summary(pipeline="shop", count=1, text="alive")
+    summary = pgsnap.components.Summary(pipeline="shop", count=1, text="alive")
     damaged = Verified(pipeline="shop", id=ID, stores=(StoreOutcome(label="a", error="a: damaged."),), text="damaged")
     for event in (STARTED, SUCCEEDED, PARTIAL, FAILED, TEST, summary, damaged):
         hook.notify(event, timeout=5)

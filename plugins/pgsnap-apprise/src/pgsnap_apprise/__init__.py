@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import attrs
 
-from pgsnap import ConfigError, Event, Finding, Notifier, NotifyError, Run, Secret, clip, deliver, hookimpl
+from pgsnap import ConfigError, Finding, Notifier, NotifyError, Run, Secret, hookimpl
+from pgsnap.components import Event, clip, deliver
 
 __all__ = ["Apprise", "pgsnap_notifiers"]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 
-from pgsnap import ConfigError, Event, Finding, Notifier, NotifyError, Run, Secret, clip, deliver, hookimpl, one_line
+from pgsnap import ConfigError, Finding, Notifier, NotifyError, Run, Secret, hookimpl
+from pgsnap.components import Event, clip, deliver, one_line
 
 if TYPE_CHECKING:
     import smtplib

@@ -12,7 +12,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from html import escape
 
-from pgsnap import Event, clip, one_line
+from pgsnap.components import Event, clip, one_line
 
 __all__ = ["compose", "html", "text"]
 

@@ -14,8 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, hookimpl
-from pgsnap.streams import Chunks, Stream, in_flight
-from pgsnap.streams.retry import TrackedChunks
+from pgsnap.streams import Chunks, Stream, TrackedChunks, in_flight
 
 if TYPE_CHECKING:
     from pgsnap_gcs.connection import Connection

@@ -17,8 +17,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.streams.retry import RequestBody, wait_while_progressing
-from pgsnap.streams.retry import RetryPolicy as AnyRetryPolicy
+from pgsnap.streams import RequestBody, wait_while_progressing
+from pgsnap.streams import RetryPolicy as AnyRetryPolicy
 
 __all__ = ["EMULATOR", "Connection", "Failed", "RetryPolicy", "Settings", "emulator", "is_transient", "wrapped"]
 

@@ -18,8 +18,7 @@ from typing import Any
 import attrs
 
 from pgsnap import StoreError
-from pgsnap.streams import CHUNK, Chunks, Stream, resize
-from pgsnap.streams.retry import read_ranges
+from pgsnap.streams import CHUNK, Chunks, Stream, read_ranges, resize
 from pgsnap_gcs.connection import Connection, Failed, RetryPolicy
 
 __all__ = ["Download", "Upload"]

@@ -28,7 +28,7 @@ from pathlib import Path
 import attrs
 
 from pgsnap import ConfigError, ProcessError
-from pgsnap.streams.process import read_process, spawn
+from pgsnap.streams import read_process, spawn
 
 __all__ = ["VARIABLE", "Clients", "find_clients", "installed"]
 

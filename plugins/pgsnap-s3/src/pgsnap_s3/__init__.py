@@ -19,8 +19,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from pgsnap import ConfigError, Entry, Finding, PgsnapError, Run, Secret, Store, StoreError, hookimpl
-from pgsnap.streams import Chunks, Stream, in_flight
-from pgsnap.streams.retry import TrackedChunks
+from pgsnap.streams import Chunks, Stream, TrackedChunks, in_flight
 from pgsnap_s3.providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:

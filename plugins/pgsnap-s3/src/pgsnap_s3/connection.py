@@ -18,8 +18,7 @@ from typing import Any
 import attrs
 
 from pgsnap import ConfigError, Secret
-from pgsnap.streams import CHUNK
-from pgsnap.streams.retry import RequestBody, wait_while_progressing
+from pgsnap.streams import CHUNK, RequestBody, wait_while_progressing
 
 __all__ = ["Connection", "Settings"]
 

@@ -13,8 +13,7 @@ from typing import Any
 import attrs
 
 from pgsnap import StoreError
-from pgsnap.streams import CHUNK, Stream
-from pgsnap.streams.retry import chunks_of, fetch_until_complete, read_ranges
+from pgsnap.streams import CHUNK, Stream, chunks_of, fetch_until_complete, read_ranges
 from pgsnap_s3.connection import Connection
 from pgsnap_s3.failures import RetryPolicy, status_of
 

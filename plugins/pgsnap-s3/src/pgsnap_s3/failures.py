@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, StoreError
-from pgsnap.streams.retry import RetryPolicy as AnyRetryPolicy
+from pgsnap.streams import RetryPolicy as AnyRetryPolicy
 
 __all__ = ["RetryPolicy", "code_of", "is_transient", "status_of", "wrapped"]
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import attrs
 
 from pgsnap import ConfigError, Denied, NotFound, PgsnapError, Secret, StoreError
-from pgsnap.streams.retry import RetryPolicy
+from pgsnap.streams import RetryPolicy
 
 __all__ = ["Connection", "wrapped"]
 

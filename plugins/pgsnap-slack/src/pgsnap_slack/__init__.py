@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from pgsnap import ConfigError, Event, Finding, Notifier, NotifyError, Run, Secret, clip, deliver, hookimpl, one_line
+from pgsnap import ConfigError, Finding, Notifier, NotifyError, Run, Secret, hookimpl
+from pgsnap.components import Event, clip, deliver, one_line
 from pgsnap_slack.blocks import blocks, fallback
 
 __all__ = ["Slack", "pgsnap_notifiers"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from pgsnap import Event, clip
+from pgsnap.components import Event, clip
 
 __all__ = ["FALLBACK", "blocks", "escape", "fallback"]
 

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from pgsnap import ConfigError, Event, Finding, Notifier, NotifyError, Run, Secret, check_on, clip, deliver, hookimpl, one_line
+from pgsnap import ConfigError, Finding, Notifier, NotifyError, Run, Secret, hookimpl
+from pgsnap.components import Event, check_on, clip, deliver, one_line
 from pgsnap_webhook.requests import PRESETS, SILENT, Preset, Request, request_for
 
 __all__ = ["Webhook", "pgsnap_notifiers", "sign"]

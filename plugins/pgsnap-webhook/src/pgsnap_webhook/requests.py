@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
-from pgsnap import Event, clip
+from pgsnap.components import Event, clip
 
 __all__ = ["PRESETS", "SILENT", "Preset", "Request", "document", "request_for"]
 

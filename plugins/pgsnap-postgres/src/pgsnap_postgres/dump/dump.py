@@ -18,9 +18,9 @@ from typing import Any
 
 import attrs
 
-from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run, escape_name
-from pgsnap.streams import Stream
-from pgsnap.streams.process import read_process, watch
+from pgsnap import Artifact, ConfigError, Dump, DumpError, Facts, Run
+from pgsnap.components import escape_name
+from pgsnap.streams import Stream, read_process, watch
 from pgsnap_postgres.archive.check import Toc, check_archive
 from pgsnap_postgres.archive.database_sql import database_sql, owners
 from pgsnap_postgres.archive.plaintext import check_plain

@@ -14,7 +14,7 @@ from collections.abc import Collection
 import attrs
 
 from pgsnap import DumpError, Run
-from pgsnap.streams.process import Child, read_child
+from pgsnap.streams import Child, read_child
 from pgsnap_postgres.archive.plaintext import check_plain
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.connection.service import SERVICE, Service

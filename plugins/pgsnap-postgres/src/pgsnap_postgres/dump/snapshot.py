@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pgsnap import BusyError, DumpError, Run
-from pgsnap.streams.process import watch
+from pgsnap.streams import watch
 from pgsnap_postgres.connection.connect import Names, connect, scrubbed
 from pgsnap_postgres.connection.pooling import detect_pooling, refuse_transaction_pooler
 from pgsnap_postgres.connection.sessions import Sessions, reaching

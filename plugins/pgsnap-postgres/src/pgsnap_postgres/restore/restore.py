@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 
 import attrs
 
-from pgsnap import ConfigError, RestoreError, RestoreRequest, Run, Source, Unsupported, format_duration, format_size
+from pgsnap import ConfigError, RestoreError, RestoreRequest, Run, Source, Unsupported
+from pgsnap.components import format_duration, format_size
 from pgsnap_postgres.archive.check import Toc, TocEntry
 from pgsnap_postgres.archive.database_sql import owners as named_roles
 from pgsnap_postgres.archive.selection import Selection

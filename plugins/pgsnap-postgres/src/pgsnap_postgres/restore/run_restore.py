@@ -21,8 +21,7 @@ from collections.abc import Iterator
 import attrs
 
 from pgsnap import RestoreError, Run, Source
-from pgsnap.streams import Chunks, Stream, drain
-from pgsnap.streams.process import feed_process, read_process, through_process
+from pgsnap.streams import Chunks, Stream, drain, feed_process, read_process, through_process
 from pgsnap_postgres.archive.check import Toc
 from pgsnap_postgres.clients import Clients
 from pgsnap_postgres.connection.service import SERVICE, Service, service_file

@@ -32,7 +32,7 @@ from urllib.parse import quote
 import attrs
 
 from pgsnap import ConfigError, ProcessError, Secret
-from pgsnap.streams.process import Child, spawn
+from pgsnap.streams import Child, spawn
 from pgsnap_postgres.clients import VARIABLE, Clients, installed
 from pgsnap_postgres.server import keeper
 from pgsnap_postgres.server.relocate import environment, readable
