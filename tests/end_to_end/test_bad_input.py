@@ -189,7 +189,7 @@ def test_a_wrong_command_line_is_json_where_lines_are(desk: Any) -> None:
         ("tables = 3", ["option 'tables'", "wants", "got a whole number 3"]),
         ('compress = "zstd:99"', ["compress = 'zstd:99'", "it goes from 1 to 22"]),
         ("lock_timeout = 0", ["lock_timeout = 0", "0.1 to 86400"]),
-        ('bindir = "/nonexistent/bin"', ["'bindir' names '/nonexistent/bin'", "does not exist", "give the folder"]),
+        ('bindir = "/dev/null/nothing/bin"', ["'bindir' names '/dev/null/nothing/bin'", "does not exist", "give the folder"]),
     ],
 )
 def test_a_wrong_option_in_the_file(desk: Any, url: str, server17: Any, dump: str, phrases: list[str]) -> None:

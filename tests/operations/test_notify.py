@@ -11,10 +11,10 @@ import attrs
 import pytest
 
 from pgsnap import Notifier, NotifyError, Secret
-from pgsnap.components import Event
+from pgsnap.components import Event, deliver
 from pgsnap.components.events import Drilled, Failed, StoreOutcome, TestMessage, now
 from pgsnap.components.redact import Redactor
-from pgsnap.operations.notify import RunNotifications, deliver, notify, redacted, send
+from pgsnap.operations.notify import RunNotifications, notify, redacted, send
 
 CANARY = "c4nary-s3cret"
 NOTHING = Redactor()

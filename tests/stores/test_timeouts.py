@@ -498,7 +498,7 @@ def test_a_link_is_not_followed_for_ever(make: Make, tmp_path: Path, gate: threa
             gate.wait()
         return real(path, **more)
 
-    monkeypatch.setattr("pgsnap.pipeline.LINK_SECONDS", 0.2)
+    monkeypatch.setattr("pgsnap.operations.spec.LINK_SECONDS", 0.2)
     monkeypatch.setattr(os.path, "realpath", realpath)
     pipeline = make(stores=[str(tmp_path / "dead"), str(tmp_path / "alive")])
     assert 2 == len(pipeline.stores)

@@ -128,7 +128,7 @@ def test_there_is_no_shell() -> None:
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["/nonexistent/pg_dump"], ["/etc/passwd"], ["pg\0dump"], ["cat", "a\0b"]])
+@pytest.mark.parametrize("argv", [["/dev/null/nothing/pg_dump"], ["/etc/passwd"], ["pg\0dump"], ["cat", "a\0b"]])
 def test_a_child_that_cannot_be_started(argv: list[str]) -> None:
     """A missing program, one that may not be run, and a NUL in an argument are a ProcessError without a status."""
     with pytest.raises(ProcessError, match="could not be started") as caught:
@@ -311,7 +311,7 @@ def test_many_runs_leak_nothing() -> None:
         next(stream)
         stream.close()
         with pytest.raises(ProcessError):
-            list(read_process(["/nonexistent"]))
+            list(read_process(["/dev/null/nothing"]))
 
 
 # --- through_process -------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_what_nobody_wants_any_more_and_does_not_end_is_blocked(gate: threading.
     items.close()
     time.sleep(0.06)
     with pytest.raises(Stalled, match="an earlier call"):
-        watchdog.check()
+        watched.check()
 
 
 def test_a_call_returns_raises_and_sees_the_context() -> None:
@@ -163,7 +163,7 @@ def test_a_consumer_that_hangs_is_left(gate: threading.Event, kind: str) -> None
     with pytest.raises(Stalled, match=r"took nothing for|did not finish within"):
         watched.feed(chunks, consumer, buffer=2 * CHUNK, stall=0.2, finish=0.2)
     with pytest.raises(Stalled, match="an earlier call"):
-        watchdog.check()
+        watched.check()
 
 
 def test_a_source_that_fails_is_not_the_consumers_fault() -> None:

@@ -19,7 +19,8 @@ import pytest
 
 from pgsnap import Aborted, BusyError, ConfigError, Dump, DumpError, PgsnapError, Run, Secret
 from pgsnap.streams.process import Child
-from pgsnap_postgres import PgDump, holder
+from pgsnap_postgres import PgDump
+from pgsnap_postgres.dump import snapshot
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import SHOP_AUDITOR, SHOP_OWNER, SHOP_OWNER_PASSWORD, SHOP_READER, MakeDatabase, database_name
 
@@ -251,8 +252,8 @@ def test_a_lost_holder_is_noted_and_the_dump_goes_on(
     server: Server, big: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """pg_dump has imported the snapshot and has locks of its own."""
-    monkeypatch.setattr(holder, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(holder, "ALIVE_EVERY", 0.1)
+    monkeypatch.setattr(snapshot, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(snapshot, "ALIVE_EVERY", 0.1)
     with PgDump(url=big, globals="no").dump(ListeningRun()) as dump, psycopg.connect(big, autocommit=True) as other:
         stream = dump.artifacts[0].open()
         first = next(stream)

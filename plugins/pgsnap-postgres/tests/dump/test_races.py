@@ -19,8 +19,9 @@ import pytest
 
 from pgsnap import DumpError, Run
 from pgsnap.streams.process import Child, read_process
-from pgsnap_postgres import PgDump, holder
+from pgsnap_postgres import PgDump
 from pgsnap_postgres.clients import find_clients
+from pgsnap_postgres.dump import snapshot
 from pgsnap_postgres.server import Server
 from pgsnap_postgres.testing import MakeDatabase
 
@@ -176,10 +177,10 @@ def test_a_session_that_queues_between_holder_and_pg_dump_is_let_through(
 def test_without_locks_the_same_change_would_be_seen(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a snapshot that is exported without locks gives an empty table with exit status 0, and the check says so."""
 
-    def begin_only(held: holder.Held, tables: object, timeout: float) -> None:
+    def begin_only(held: snapshot.Held, tables: object, timeout: float) -> None:
         held.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
-    monkeypatch.setattr(holder, "_lock", begin_only)
+    monkeypatch.setattr(snapshot, "_lock", begin_only)
     with psycopg.connect(url, autocommit=True) as setup:
         reset(setup)
 
@@ -195,7 +196,7 @@ def test_a_session_that_waits_behind_the_whole_dump_is_noticed(
     server: Server, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is counted, warned about once, and written down in the facts."""
-    monkeypatch.setattr(holder, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(snapshot, "LOOK_EVERY", 0.1)
     threads: list[threading.Thread] = []
     with psycopg.connect(url, autocommit=True) as setup, psycopg.connect(url, autocommit=True) as racer:
         reset(setup)

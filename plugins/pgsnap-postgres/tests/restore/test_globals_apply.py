@@ -39,7 +39,7 @@ ALTER ROLE postgres WITH SUPERUSER INHERIT CREATEROLE CREATEDB NOLOGIN REPLICATI
 ALTER ROLE boss SET work_mem TO '7MB';
 GRANT grp TO "App ""x"" ü;" WITH ADMIN OPTION, INHERIT TRUE GRANTED BY somebody;
 GRANT pg_monitor TO postgres;
-CREATE TABLESPACE far OWNER boss LOCATION '/nonexistent/far';
+CREATE TABLESPACE far OWNER boss LOCATION '/there-is-no-such-folder/far';
 \unrestrict abc
 """.replace("VERIFIER", VERIFIER).encode()
 APP = 'App "x" ü;'

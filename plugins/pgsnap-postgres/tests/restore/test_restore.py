@@ -429,7 +429,7 @@ def test_sessions_in_the_way_are_named(
     small: Files, server17: Server, make_db: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are found before the restore, not after it."""
-    monkeypatch.setattr("pgsnap_postgres.into_new.SHORT_PATIENCE", 0.3)
+    monkeypatch.setattr("pgsnap_postgres.restore.restore_new.SHORT_PATIENCE", 0.3)
     url = make_db(server17)
     before = state(server17)
     named = r"in use by postgres with the shop from 127.0.0.1 \(pid \d+\); stop"
@@ -441,7 +441,7 @@ def test_sessions_in_the_way_are_named(
 def test_sessions_that_come_later_hinder_the_renaming_only(
     small: Files, server17: Server, make_db: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgsnap_postgres.into_new.PATIENCE", 0.1)
+    monkeypatch.setattr("pgsnap_postgres.restore.restore_new.PATIENCE", 0.1)
     url = make_db(server17)
     before = state(server17)
     with contextlib.ExitStack() as stack:

@@ -52,18 +52,18 @@ class Connection:
                 raise ConfigError(f"the AWS profile {settings.profile!r} is not in ~/.aws; correct 'profile'.") from None
             raise
 
-    def call(self, method: str, body: bytes | None = None, policy: float = 1.0, **arguments: Any) -> dict[str, Any]:
-        """Make one request and return the answer. ``policy`` times ``io_timeout`` without progress end it."""
+    def call(self, method: str, body: bytes | None = None, stretch: float = 1.0, **arguments: Any) -> dict[str, Any]:
+        """Make one request and return the answer. ``stretch`` times ``io_timeout`` without progress end it."""
         from fsspec.asyn import sync
 
-        answer: dict[str, Any] = sync(self._system.loop, self._call, method, body, policy, arguments)
+        answer: dict[str, Any] = sync(self._system.loop, self._call, method, body, stretch, arguments)
         return answer
 
-    async def _call(self, method: str, data: bytes | None, policy: float, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _call(self, method: str, data: bytes | None, stretch: float, arguments: dict[str, Any]) -> dict[str, Any]:
         body = None if data is None else RequestBody(data)
         if body is not None:
-            arguments["RequestBody"] = body
-        limit = self._settings.io_timeout * policy
+            arguments["Body"] = body
+        limit = self._settings.io_timeout * stretch
         request = getattr(self._client, method)(**arguments)
         answer: dict[str, Any] = await wait_while_progressing(request, lambda: body.moved if body else 0.0, limit)
         return answer
@@ -82,7 +82,7 @@ class Connection:
         self, into: bytearray, length: int, check: Callable[[Mapping[str, Any]], object], arguments: dict[str, Any]
     ) -> None:
         answer = await self._call("get_object", None, 1.0, arguments)
-        stream = answer.pop("RequestBody")
+        stream = answer.pop("Body")
         limit = self._settings.io_timeout
         try:
             check(answer)

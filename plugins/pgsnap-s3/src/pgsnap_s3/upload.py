@@ -171,7 +171,7 @@ class Upload:
         def complete() -> bool:
             try:
                 answer = self.connection.call(
-                    "complete_multipart_upload", policy=COMPLETION, MultipartUpload={"Parts": parts}, **ours
+                    "complete_multipart_upload", stretch=COMPLETION, MultipartUpload={"Parts": parts}, **ours
                 )
             except Exception as error:
                 if code_of(error) != "NoSuchUpload" or not policy.repeated:

@@ -1,6 +1,6 @@
 """Restores a backup: what must be known before anything is changed, then the one way or the other.
 
-The default is a new database that is renamed at the end (``into_new``): whatever fails, the target is as it
+The default is a new database that is renamed at the end (``restore_new``): whatever fails, the target is as it
 was. Where the role may not create databases, an existing empty one is filled in one transaction
 (``into_empty``). Everything that can be foreseen is refused first: a server that is older than the backup's,
 extensions and roles that are missing, a database that is not empty or in use. Roles and tablespaces come
