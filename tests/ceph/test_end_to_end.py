@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from desk import Desk
 from pgsnap.repository.catalog import Catalog
 from pgsnap.testing.fault_proxy import FaultProxy
 from pgsnap_s3 import S3
@@ -51,7 +52,7 @@ def desk(tmp_path: Path, make_desk: Any, server17: Any, make_shop: Any, ceph: An
     return desk
 
 
-def configure(desk: Any, store: S3, endpoint: str, *, local: bool = True) -> None:
+def configure(desk: Desk, store: S3, endpoint: str, *, local: bool = True) -> None:
     """Write ./pgsnap.toml; a recovery host has no folder, and no DATABASE_URL either."""
     parts = ['[pipeline.shop]\nkeep = { last = 2, min_good = 2 }\ncatch_up_timeout = "60s"\n']
     parts.append('[pipeline.shop.dump]\nuse = "pg_dump"\nurl = { env = "DATABASE_URL" }\n')
@@ -67,7 +68,7 @@ def configure(desk: Any, store: S3, endpoint: str, *, local: bool = True) -> Non
     (desk.folder / "pgsnap.toml").write_text("\n".join(parts))
 
 
-def run(desk: Any, *arguments: str, code: int = 0, **env: str) -> str:
+def run(desk: Desk, *arguments: str, code: int = 0, **env: str) -> str:
     """Run the command, expect its exit code, and return all that it said, in which is no secret."""
     done = desk.run(*arguments, **env)
     assert code == done.returncode, done.stdout + done.stderr
@@ -75,7 +76,7 @@ def run(desk: Any, *arguments: str, code: int = 0, **env: str) -> str:
     return str(done.stdout + done.stderr)
 
 
-def listed(desk: Any) -> list[tuple[str, int]]:
+def listed(desk: Desk) -> list[tuple[str, int]]:
     """Return the ids of the backups, oldest first, each with the number of stores that hold it."""
     done = desk.run("list", "--json")
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -83,7 +84,7 @@ def listed(desk: Any) -> list[tuple[str, int]]:
 
 
 def test_a_life_with_a_bucket(
-    desk: Any, locked: S3, ceph: Any, proxy: FaultProxy, server17: Any, describe: Callable[..., Any]
+    desk: Desk, locked: S3, ceph: Any, proxy: FaultProxy, server17: Any, describe: Callable[..., Any]
 ) -> None:
     """Doctor, backup, a bucket that is away and is caught up, prune, and a restore from the bucket alone, equal row by row."""
     proxy.rules()

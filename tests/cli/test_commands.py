@@ -25,6 +25,7 @@ import attrs
 import click
 import pytest
 
+from desk import Desk
 from pgsnap.cli import cli
 from programs import missing
 
@@ -81,7 +82,7 @@ class Toys:
 
 
 @pytest.fixture
-def toys(desk: Any) -> Toys:
+def toys(desk: Desk) -> Toys:
     """A desk with one pipeline, ``shop``."""
     lib = desk.folder / "lib"
     lib.mkdir()

@@ -19,6 +19,7 @@ import pytest
 
 from pgsnap import ConfigError, Pipeline, StoreError
 from pgsnap.cli.scheduler import Scheduler, due_times
+from toys import MakePipeline
 from waiting import wait_for
 
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
@@ -67,7 +68,7 @@ def world(begin: str, hours: float, zone: str = "UTC") -> World:
     return World(now, now + timedelta(hours=hours))
 
 
-def test_runs_when_the_line_says_in_the_zone(make: Any) -> None:
+def test_runs_when_the_line_says_in_the_zone(make: MakePipeline) -> None:
     """Eight in the morning in Seoul, each day, once."""
     here = world("2026-11-20 00:00", 72)
     here.work(make(schedule="0 8 * * *", timezone="Asia/Seoul"))
@@ -83,14 +84,14 @@ def test_runs_when_the_line_says_in_the_zone(make: Any) -> None:
         ("2026-10-24 23:00", "0 */6 * * *", ["10-25 00:00", "10-25 06:00", "10-25 12:00", "10-25 18:00"]),
     ],
 )
-def test_clock_changes(make: Any, begin: str, line: str, expected: list[str]) -> None:
+def test_clock_changes(make: MakePipeline, begin: str, line: str, expected: list[str]) -> None:
     """As Debian's cron has it."""
     here = world(begin, 21, "Europe/Berlin")
     here.work(make(schedule=line, timezone="Europe/Berlin"))
     assert expected == [moment for _, moment in here.ran]
 
 
-def test_a_machine_that_slept_makes_up_once(make: Any) -> None:
+def test_a_machine_that_slept_makes_up_once(make: MakePipeline) -> None:
     """Three days of sleep: one backup, at once, and the log says how many were missed."""
     here = world("2026-11-20 00:00", 100)
     here.naps = {here.now + timedelta(hours=20): timedelta(days=3, hours=1)}
@@ -99,7 +100,7 @@ def test_a_machine_that_slept_makes_up_once(make: Any) -> None:
     assert "shop: 2 earlier backups were missed; one is taken, for 2026-11-23 08:00." in here.told
 
 
-def test_a_clock_set_back_repeats_nothing_early(make: Any) -> None:
+def test_a_clock_set_back_repeats_nothing_early(make: MakePipeline) -> None:
     """The next time stays the next time."""
     here = world("2026-11-20 07:00", 4)
     here.naps = {here.now + timedelta(hours=2): timedelta(hours=-3)}
@@ -107,7 +108,7 @@ def test_a_clock_set_back_repeats_nothing_early(make: Any) -> None:
     assert [("shop", "11-20 08:00")] == here.ran
 
 
-def test_no_overlap(make: Any) -> None:
+def test_no_overlap(make: MakePipeline) -> None:
     """A backup longer than its interval is not started beside itself; another waits its turn; failures end nothing."""
     here = world("2026-11-20 00:30", 8)
     here.takes = {"slow": timedelta(hours=2, minutes=30), "bad": timedelta(seconds=13)}
@@ -118,7 +119,7 @@ def test_no_overlap(make: Any) -> None:
     assert any(text.startswith("slow: ") and "were missed" in text for text in here.told)
 
 
-def test_what_was_missed_before_the_start_is_taken(make: Any) -> None:
+def test_what_was_missed_before_the_start_is_taken(make: MakePipeline) -> None:
     """By the stores: the newest backup is older than the last due time. Without any backup the first waits for its time."""
     pipeline = make(schedule="0 8 * * *")
     here = world("2026-11-20 09:00", 1)
@@ -135,7 +136,7 @@ def test_what_was_missed_before_the_start_is_taken(make: Any) -> None:
     assert [] == here.ran
 
 
-def test_the_heartbeat(make: Any, tmp_path: Path) -> None:
+def test_the_heartbeat(make: MakePipeline, tmp_path: Path) -> None:
     """When it was written, what is going on, what is next; a folder that is not there stops nothing."""
     here = world("2026-11-20 00:00", 1)
     file = tmp_path / "beat.json"
@@ -157,14 +158,14 @@ def test_the_heartbeat(make: Any, tmp_path: Path) -> None:
         ("", "schedule '' is no cron line (wrong number of fields); write it like '0 8 * * *'."),
     ],
 )
-def test_a_bad_line_is_refused_with_the_pipeline(make: Any, line: str, said: str) -> None:
+def test_a_bad_line_is_refused_with_the_pipeline(make: MakePipeline, line: str, said: str) -> None:
     """When the configuration is read, not when the time has come."""
     with pytest.raises(ConfigError) as caught:
         make(schedule=line)
     assert said == str(caught.value)
 
 
-def test_nothing_to_schedule_is_an_error(make: Any) -> None:
+def test_nothing_to_schedule_is_an_error(make: MakePipeline) -> None:
     """A container that does nothing must not look healthy."""
     with pytest.raises(ConfigError, match=r'no pipeline has a schedule \(there is shop\); add schedule = "0 8 \* \* \*" to one'):
         Scheduler([make()], print, print)

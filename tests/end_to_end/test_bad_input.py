@@ -25,6 +25,7 @@ import pytest
 from psycopg import sql
 
 import pgsnap
+from desk import Desk
 
 AGE = '[[pipeline.shop.transform]]\nuse = "age"\nrecipients = ["{0}"]\n'
 ZSTD = '[[pipeline.shop.transform]]\nuse = "zstd"\n'
@@ -85,7 +86,7 @@ def backed_up(tmp_path_factory: pytest.TempPathFactory, make_desk: Callable[[Pat
 
 
 @pytest.fixture
-def shop(desk: Any, backed_up: Any, url: str, server17: Any) -> Shop:
+def shop(desk: Desk, backed_up: Any, url: str, server17: Any) -> Shop:
     """A copy of it for one test to damage."""
     shutil.copytree(backed_up.folder, desk.folder, dirs_exist_ok=True)
     text = (desk.folder / "pgsnap.toml").read_text()
@@ -111,7 +112,7 @@ def complaint(done: subprocess.CompletedProcess[str], code: int, *phrases: str) 
 
 
 @contextlib.contextmanager
-def nothing_left(desk: Any, *servers: Any) -> Iterator[None]:
+def nothing_left(desk: Desk, *servers: Any) -> Iterator[None]:
     """What lies at the desk, and the databases and roles of the servers, are afterwards what they were."""
 
     def look() -> object:
@@ -166,14 +167,14 @@ def changed(url: str, **parts: str | int) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_line(desk: Any, arguments: list[str], phrases: list[str]) -> None:
+def test_a_wrong_command_line(desk: Desk, arguments: list[str], phrases: list[str]) -> None:
     """Exit code 2, and nothing was looked at."""
     desk.configure()
     with nothing_left(desk):
         complaint(desk.run(*arguments, DATABASE_URL="postgresql:///shop"), 2, *phrases)
 
 
-def test_a_wrong_command_line_is_json_where_lines_are(desk: Any) -> None:
+def test_a_wrong_command_line_is_json_where_lines_are(desk: Desk) -> None:
     """Whoever reads the lines by a program can read this one too."""
     done = desk.run("--log-format", "json", "backup", "--encrypt")
     assert 2 == done.returncode
@@ -192,14 +193,14 @@ def test_a_wrong_command_line_is_json_where_lines_are(desk: Any) -> None:
         ('bindir = "/dev/null/nothing/bin"', ["'bindir' names '/dev/null/nothing/bin'", "does not exist", "give the folder"]),
     ],
 )
-def test_a_wrong_option_in_the_file(desk: Any, url: str, server17: Any, dump: str, phrases: list[str]) -> None:
+def test_a_wrong_option_in_the_file(desk: Desk, url: str, server17: Any, dump: str, phrases: list[str]) -> None:
     """The sentence has file, path, value and what to write."""
     desk.configure(dump=dump)
     with nothing_left(desk, server17):
         complaint(desk.run("backup", DATABASE_URL=url), 2, *phrases)
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(desk: Any) -> None:
+def test_all_mistakes_of_a_file_are_told_at_once(desk: Desk) -> None:
     """One line each."""
     desk.configure(dump='formt = "x"\nlarge_objects = "no"', more='quorum = "two"', transforms=ZSTD + "levle = 3\n")
     done = desk.run("backup", DATABASE_URL="postgresql:///x")
@@ -210,14 +211,14 @@ def test_all_mistakes_of_a_file_are_told_at_once(desk: Any) -> None:
         assert any(phrase in line for line in found)
 
 
-def test_toml_that_is_none(desk: Any) -> None:
+def test_toml_that_is_none(desk: Desk) -> None:
     """The line and the column are named."""
     (desk.folder / "pgsnap.toml").write_text("[pipeline.shop\n")
     complaint(desk.run("list"), 2, "pgsnap.toml: line 1", "correct the TOML")
 
 
 @pytest.mark.parametrize(("env", "said"), [({}, "not set"), ({"DATABASE_URL": ""}, "empty")])
-def test_a_missing_variable(desk: Any, env: dict[str, str], said: str) -> None:
+def test_a_missing_variable(desk: Desk, env: dict[str, str], said: str) -> None:
     """It is named, and whether it is unset or empty; what needs no database works all the same."""
     desk.configure()
     with nothing_left(desk):
@@ -225,12 +226,12 @@ def test_a_missing_variable(desk: Any, env: dict[str, str], said: str) -> None:
     assert 0 == desk.run("list", **env).returncode
 
 
-def test_no_configuration_at_all(desk: Any) -> None:
+def test_no_configuration_at_all(desk: Desk) -> None:
     """It says where it looked, and the two ways to make one."""
     complaint(desk.run("backup"), 2, "no configuration", "pgsnap.toml", "DATABASE_URL", "pgsnap init", "set DATABASE_URL")
 
 
-def test_an_unreadable_public_key(desk: Any, url: str, server17: Any) -> None:
+def test_an_unreadable_public_key(desk: Desk, url: str, server17: Any) -> None:
     """A file of recipients that is not there; and one with a private key in it, which is not shown."""
     transform = '[[pipeline.shop.transform]]\nuse = "age"\nrecipients_file = "keys.txt"\n'
     desk.configure(transforms=transform)
@@ -253,7 +254,7 @@ def test_an_unreadable_public_key(desk: Any, url: str, server17: Any) -> None:
         ("sftpp", ["sftpp://host/x", "the scheme 'sftpp'", "Did you mean 'sftp'?"]),
     ],
 )
-def test_an_unknown_scheme(desk: Any, scheme: str, phrases: list[str]) -> None:
+def test_an_unknown_scheme(desk: Desk, scheme: str, phrases: list[str]) -> None:
     """The URL and its scheme are named, without the password in it."""
     desk.configure()
     text = (desk.folder / "pgsnap.toml").read_text()
@@ -291,7 +292,7 @@ if {plugins!r}:
     return make
 
 
-def test_a_plugin_that_is_not_installed(desk: Any, without: Any) -> None:
+def test_a_plugin_that_is_not_installed(desk: Desk, without: Any) -> None:
     """Ours is named with the command that installs it; one that is switched off, with the variable that does so."""
     desk.configure(transforms=ZSTD)
     env = {"DATABASE_URL": "postgresql:///x"}
@@ -306,7 +307,7 @@ def test_a_plugin_that_is_not_installed(desk: Any, without: Any) -> None:
     ("package", "plugin"), [("pyrage", "pgsnap-age"), ("psycopg", "pgsnap-postgres"), ("backports.zstd", "pgsnap-zstd")]
 )
 def test_a_plugin_without_a_package_that_it_needs(
-    desk: Any, url: str, server17: Any, without: Any, package: str, plugin: str
+    desk: Desk, url: str, server17: Any, without: Any, package: str, plugin: str
 ) -> None:
     """The plugin, the package and the command that installs it; and what was begun is taken away again."""
     age = AGE.format("age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p")
@@ -318,7 +319,7 @@ def test_a_plugin_without_a_package_that_it_needs(
         complaint(done, 2, f"{plugin} needs a package", name, f"pip install ./plugins/{plugin}")
 
 
-def test_a_store_without_its_package(desk: Any, without: Any) -> None:
+def test_a_store_without_its_package(desk: Desk, without: Any) -> None:
     """fsspec knows the scheme, but not without a library."""
     desk.configure()
     text = (desk.folder / "pgsnap.toml").read_text().replace(str(desk.folder / "two"), "az://container/x")
@@ -345,7 +346,7 @@ def test_a_store_without_its_package(desk: Any, without: Any) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_database_that_cannot_be_reached(
-    desk: Any, url: str, server17: Any, change: dict[str, Any], phrases: list[str]
+    desk: Desk, url: str, server17: Any, change: dict[str, Any], phrases: list[str]
 ) -> None:
     """Backup and doctor say where they went, what was answered, and what to correct."""
     desk.configure(stores=("one",))
@@ -369,7 +370,7 @@ def fake_clients(folder: Path, version: str) -> Path:
     return folder
 
 
-def test_a_client_that_is_older_than_the_server(desk: Any, url: str, server17: Any, tmp_path: Path) -> None:
+def test_a_client_that_is_older_than_the_server(desk: Desk, url: str, server17: Any, tmp_path: Path) -> None:
     """pg_dump refuses newer servers: both versions and the folder are named, and doctor finds it before the night does."""
     folder = fake_clients(tmp_path / "bin14", "14.20")
     desk.configure(dump=f'bindir = "{folder}"')
@@ -381,7 +382,7 @@ def test_a_client_that_is_older_than_the_server(desk: Any, url: str, server17: A
     assert f"is 14.20 in {folder}" in done.stdout
 
 
-def test_a_real_client_that_is_older_than_the_server(desk: Any, server17: Any, server18: Any) -> None:
+def test_a_real_client_that_is_older_than_the_server(desk: Desk, server17: Any, server18: Any) -> None:
     """The programs of 17 are not used with a server of 18."""
     desk.configure(dump=f'bindir = "{server17.bindir}"')
     with nothing_left(desk, server18):
@@ -389,7 +390,7 @@ def test_a_real_client_that_is_older_than_the_server(desk: Any, server17: Any, s
         complaint(done, 2, "server is PostgreSQL 18", "is 17.", str(server17.bindir), "cannot be used with a newer server")
 
 
-def test_no_permission_on_one_table(desk: Any, url: str, server17: Any) -> None:
+def test_no_permission_on_one_table(desk: Desk, url: str, server17: Any) -> None:
     """The role, the table, what it lacks and both ways out; not a dump without the table."""
     desk.configure()
     plain = changed(url, user="plain", password=PASSWORD)
@@ -578,7 +579,7 @@ def test_a_folder_that_was_renamed(shop: Shop) -> None:
         complaint(done, 4, "20990101T000000Z-abcd/manifest.json belongs to the backup", shop.id, "move it back")
 
 
-def test_a_folder_of_other_things(desk: Any, url: str, server17: Any) -> None:
+def test_a_folder_of_other_things(desk: Desk, url: str, server17: Any) -> None:
     """A store full of other people's files has no backup; they are neither listed nor touched."""
     desk.configure()
     for name in ("shop/photo.jpg", "shop/20260101T000000Z-abcd/photo.jpg", "shop/manifest.json", "manifest.json", "x/y/z"):
@@ -597,7 +598,7 @@ def test_a_folder_of_other_things(desk: Any, url: str, server17: Any) -> None:
     assert before == {path: path.read_text() for path in before}
 
 
-def test_a_store_that_cannot_be_written(desk: Any, url: str, server17: Any) -> None:
+def test_a_store_that_cannot_be_written(desk: Desk, url: str, server17: Any) -> None:
     """A file where the store's folder should be: the store and the reason are named, and no dump is left behind."""
     desk.configure(stores=("one",))
     (desk.folder / "one").write_text("I am a file")

@@ -25,6 +25,7 @@ import attrs
 import psycopg
 import pytest
 
+from desk import Desk
 from serving import free_port, serving
 
 RCLONE = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
@@ -149,7 +150,7 @@ def text_of(mail: EmailMessage) -> str:
 
 @pytest.fixture
 def host(
-    desk: Any,
+    desk: Desk,
     receiver: Any,
     smtp: tuple[int, Inbox],
     s3: tuple[str, Path],

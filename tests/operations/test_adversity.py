@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ import attrs
 import fsspec
 import pytest
 
+from desk import Desk
 from pgsnap import (
     Aborted,
     ConfigError,
@@ -28,7 +29,6 @@ from pgsnap import (
     IntegrityError,
     LocalStore,
     ManifestError,
-    Pipeline,
     Run,
     StageError,
     StoreError,
@@ -42,14 +42,7 @@ from pgsnap.repository.manifest import FileRecord, Manifest
 from pgsnap.stores.timeouts import Limits
 from pgsnap.streams import Chunks, Stream, drain
 from pgsnap.streams.process import read_process, through_process
-
-Make = Callable[..., Pipeline]
-
-
-def files(folder: Path) -> list[str]:
-    """Return the files below a folder."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
+from toys import FaultyStore, MakePipeline, ToyDumper, files_below
 
 # --- what a store holds must not be undone ------------------------------------------------------------------------------
 
@@ -77,7 +70,7 @@ class Late(LocalStore):
             self.done.set()
 
 
-def test_a_manifest_that_arrives_late_finds_its_objects(make: Make, tmp_path: Path) -> None:
+def test_a_manifest_that_arrives_late_finds_its_objects(make: MakePipeline, tmp_path: Path) -> None:
     """The store was dropped while its manifest was on the way. Were the objects removed, it would commit a backup of nothing."""
     late = Late(url=str(tmp_path / "late"))
     pipeline = make(stores=[LocalStore(url=str(tmp_path / "a"), fsync=False), late], finish_timeout=0.3, stall_timeout=0.3)
@@ -90,7 +83,7 @@ def test_a_manifest_that_arrives_late_finds_its_objects(make: Make, tmp_path: Pa
     assert alone.verify(report.id).ok
 
 
-def test_the_end_of_a_run_does_not_wait_for_a_sign_of_life(make: Make, toy: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_end_of_a_run_does_not_wait_for_a_sign_of_life(make: MakePipeline, tmp_path: Path, monkeypatch: Any) -> None:
     """running.json is refreshed when the dump fails, and the store hangs: its ten minutes for large objects are not for that."""
     refreshing, released = threading.Event(), threading.Event()
 
@@ -106,7 +99,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_sign_of_life(make: Make, toy: Any,
                 released.wait(60)
             return LocalStore.write(self, key, chunks, expected=expected)
 
-    class Dumper(toy):  # type: ignore[misc]
+    class Dumper(ToyDumper):
         @contextlib.contextmanager
         def dump(self, run: Run) -> Iterator[Dump]:
             assert refreshing.wait(30)
@@ -123,7 +116,7 @@ def test_the_end_of_a_run_does_not_wait_for_a_sign_of_life(make: Make, toy: Any,
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "{}/../{name}", "file://{}", "link"])
-def test_one_directory_in_two_spellings_is_refused(make: Make, tmp_path: Path, spelling: str) -> None:
+def test_one_directory_in_two_spellings_is_refused(make: MakePipeline, tmp_path: Path, spelling: str) -> None:
     """As two stores they would count for a quorum of two, and what one drops the other would lose."""
     real = tmp_path / "real"
     (tmp_path / "link").symlink_to(real)
@@ -132,14 +125,14 @@ def test_one_directory_in_two_spellings_is_refused(make: Make, tmp_path: Path, s
         make(stores=[str(real), LocalStore(url=other)])
 
 
-def test_a_second_run_never_writes_over_a_backup_of_the_same_id(make: Make, tmp_path: Path, monkeypatch: Any, toy: Any) -> None:
+def test_a_second_run_never_writes_over_a_backup_of_the_same_id(make: MakePipeline, tmp_path: Path, monkeypatch: Any) -> None:
     """Four hex digits meet sooner or later; the run that comes second leaves the first one's backup alone, even when it fails."""
     monkeypatch.setattr(backup_module, "new_backup_id", lambda now: "20261122T080000Z-4f3a")
     first = make().backup()
-    before = {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")}
+    before = {name: (tmp_path / "a" / name).read_bytes() for name in files_below(tmp_path / "a")}
     with pytest.raises(StoreError, match=f"{first.id} is there already"):
-        make(dump=toy(fail_at=0)).backup()
-    assert before == {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")}
+        make(dump=ToyDumper(fail_at=0)).backup()
+    assert before == {name: (tmp_path / "a" / name).read_bytes() for name in files_below(tmp_path / "a")}
 
 
 # --- a backup counts only if it is whole and can be read --------------------------------------------------------------------
@@ -166,34 +159,34 @@ class Early(Transform):
         return "cat"
 
 
-def test_a_transform_that_stops_early_makes_no_backup(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_a_transform_that_stops_early_makes_no_backup(make: MakePipeline, tmp_path: Path) -> None:
     """What it did not ask for would be missing, and every digest would agree."""
     with pytest.raises(StageError, match=r"globals\.sql.*before its end"):
-        make(dump=toy(contents={"globals.sql": bytes(300_000)}), transforms=[Early()]).backup()
-    assert [] == files(tmp_path / "a")
+        make(dump=ToyDumper(contents={"globals.sql": bytes(300_000)}), transforms=[Early()]).backup()
+    assert [] == files_below(tmp_path / "a")
 
 
-def test_a_source_that_fails_at_its_very_end_is_heard_through_such_a_transform(make: Make, toy: Any) -> None:
+def test_a_source_that_fails_at_its_very_end_is_heard_through_such_a_transform(make: MakePipeline) -> None:
     """It took every byte, but pg_dump's exit status comes after the last one."""
     with pytest.raises(DumpError):
-        make(dump=toy(contents={"shop.dump": bytes(200_000)}, fail_at=100_000), transforms=[Early()]).backup()
+        make(dump=ToyDumper(contents={"shop.dump": bytes(200_000)}, fail_at=100_000), transforms=[Early()]).backup()
 
 
-def test_a_dump_of_nothing_is_no_backup(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_a_dump_of_nothing_is_no_backup(make: MakePipeline, tmp_path: Path) -> None:
     with pytest.raises(DumpError, match="no artifact"):
-        make(dump=toy(contents={})).backup()
-    assert [] == files(tmp_path / "a")
+        make(dump=ToyDumper(contents={})).backup()
+    assert [] == files_below(tmp_path / "a")
 
 
-def test_a_manifest_that_nobody_would_read_is_not_written(make: Make, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_manifest_that_nobody_would_read_is_not_written(make: MakePipeline, tmp_path: Path, monkeypatch: Any) -> None:
     """Readers refuse what is larger than MAX_SIZE: such a backup would be listed and never restored."""
     monkeypatch.setattr(Manifest, "MAX_SIZE", 1000)
     with pytest.raises(ManifestError, match="the manifest would have"):
         make().backup()
-    assert [] == files(tmp_path / "a")
+    assert [] == files_below(tmp_path / "a")
 
 
-def test_what_follows_the_commit_does_not_deny_it(make: Make, tmp_path: Path) -> None:
+def test_what_follows_the_commit_does_not_deny_it(make: MakePipeline, tmp_path: Path) -> None:
     """The time limit passes while running.json is removed: the backup is there, and so says the report."""
 
     @attrs.frozen(kw_only=True)
@@ -212,7 +205,7 @@ def test_what_follows_the_commit_does_not_deny_it(make: Make, tmp_path: Path) ->
 # --- copies -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_copy_takes_the_manifest_byte_by_byte(make: Make, tmp_path: Path) -> None:
+def test_a_copy_takes_the_manifest_byte_by_byte(make: MakePipeline, tmp_path: Path) -> None:
     """A newer version may have written keys that this one does not know; rewritten without them, the two would differ."""
     a, b = (LocalStore(url=str(tmp_path / name), fsync=False) for name in "ab")
     report = make(stores=[a]).backup()
@@ -224,7 +217,7 @@ def test_a_copy_takes_the_manifest_byte_by_byte(make: Make, tmp_path: Path) -> N
     assert both.verify(report.id).ok
 
 
-def test_a_copy_looks_again_before_it_commits(make: Make, tmp_path: Path) -> None:
+def test_a_copy_looks_again_before_it_commits(make: MakePipeline, tmp_path: Path) -> None:
     """The run that was dropped by this store removes its part while the copy fills it up."""
     a = LocalStore(url=str(tmp_path / "a"), fsync=False)
     report = make(stores=[a]).backup()
@@ -242,15 +235,15 @@ def test_a_copy_looks_again_before_it_commits(make: Make, tmp_path: Path) -> Non
     copied = make(stores=[a, Losing(url=str(tmp_path / "b"))]).copy()
     assert 3 == copied.exit_code
     assert "shop.dump" in copied.errors[0]
-    assert not any(name.endswith("manifest.json") for name in files(tmp_path / "b"))
+    assert not any(name.endswith("manifest.json") for name in files_below(tmp_path / "b"))
 
 
-def test_a_copy_that_cannot_take_its_manifest_back_leaves_its_objects(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_copy_that_cannot_take_its_manifest_back_leaves_its_objects(make: MakePipeline, tmp_path: Path) -> None:
     """The store says that it failed, has the manifest all the same, and will not delete it: nothing else goes."""
     a = LocalStore(url=str(tmp_path / "a"), fsync=False)
     report = make(stores=[a]).backup()
 
-    class Stubborn(faulty):  # type: ignore[misc]
+    class Stubborn(FaultyStore):
         def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
             LocalStore.delete(self, [key for key in keys if not key.endswith("manifest.json")])
             return {key: "it is locked" for key in keys if key.endswith("manifest.json")}
@@ -263,7 +256,7 @@ def test_a_copy_that_cannot_take_its_manifest_back_leaves_its_objects(make: Make
 # --- what somebody has put into a store -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_an_impossible_time_is_passed_over(make: Make, tmp_path: Path) -> None:
+def test_a_folder_of_an_impossible_time_is_passed_over(make: MakePipeline, tmp_path: Path) -> None:
     """Its name looks like an id; it must not stand in the way of the backups that are there."""
     pipeline = make()
     report = pipeline.backup()
@@ -276,7 +269,7 @@ def test_a_folder_of_an_impossible_time_is_passed_over(make: Make, tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"format": 1, "x": ' + "[" * 200_000, "\ud800"])
-def test_a_manifest_that_no_parser_takes_leaves_the_other_store(make: Make, tmp_path: Path, content: str) -> None:
+def test_a_manifest_that_no_parser_takes_leaves_the_other_store(make: MakePipeline, tmp_path: Path, content: str) -> None:
     pipeline = make()
     report = pipeline.backup()
     (tmp_path / "a" / "shop" / report.id / "manifest.json").write_bytes(content.encode("utf-8", "surrogatepass"))
@@ -284,7 +277,7 @@ def test_a_manifest_that_no_parser_takes_leaves_the_other_store(make: Make, tmp_
     assert report.manifest == catalog.manifest(catalog.find())
 
 
-def test_a_block_that_no_memory_holds_is_refused(make: Make, tmp_path: Path) -> None:
+def test_a_block_that_no_memory_holds_is_refused(make: MakePipeline, tmp_path: Path) -> None:
     """A reader holds one block; a manifest that says there is only one asks for the size of the whole object."""
     report = make().backup()
     assert report.manifest is not None
@@ -309,7 +302,7 @@ def test_a_small_file_that_has_grown_is_not_read_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shop.dump"])
-def test_a_pipe_in_place_of_a_file_is_no_wait_for_ever(make: Make, tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_file_is_no_wait_for_ever(make: MakePipeline, tmp_path: Path, name: str) -> None:
     pipeline = make(stores=[str(tmp_path / "a")])
     report = pipeline.backup()
     path = tmp_path / "a" / "shop" / report.id / name
@@ -334,7 +327,7 @@ def test_a_pipe_in_place_of_a_file_is_no_wait_for_ever(make: Make, tmp_path: Pat
     assert not getattr(outcome[0], "ok", False)
 
 
-def test_a_link_to_itself_does_not_hide_the_store(make: Make, tmp_path: Path) -> None:
+def test_a_link_to_itself_does_not_hide_the_store(make: MakePipeline, tmp_path: Path) -> None:
     """Nor one to nowhere, nor one to a folder: they are no objects, and the listing goes on."""
     report = make().backup()
     folder = tmp_path / "a" / "shop" / report.id
@@ -410,7 +403,7 @@ class Talker(Notifier):
 """
 
 
-def test_what_is_printed_for_machines_is_redacted_too(desk: Any) -> None:
+def test_what_is_printed_for_machines_is_redacted_too(desk: Desk) -> None:
     """A notifier's library names its secret URL in the exception; --json printed the reports as they were."""
     (desk.folder / "talker.py").write_text(TALKER)
     (desk.folder / "pgsnap.toml").write_text(
@@ -450,7 +443,7 @@ def test_the_time_limit_holds_though_a_grandchild_holds_the_pipe(how: str) -> No
 
 
 @pytest.mark.parametrize(("ignored", "code"), [(True, 2), (False, 1)])
-def test_what_was_ignored_from_the_start_stays_ignored(desk: Any, ignored: bool, code: int) -> None:
+def test_what_was_ignored_from_the_start_stays_ignored(desk: Desk, ignored: bool, code: int) -> None:
     """nohup ignores SIGHUP for its child, a script's shell SIGINT for what it starts by &: no logout ends a backup."""
     began = desk.folder / "began"
     (desk.folder / "pgsnap.toml").write_text(

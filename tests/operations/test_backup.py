@@ -7,7 +7,7 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,13 +35,7 @@ from pgsnap.components.values import Facts
 from pgsnap.repository.manifest import Manifest
 from pgsnap.streams import Chunks, Stream
 from remember import Remember
-
-Make = Callable[..., Pipeline]
-
-
-def files(folder: Path) -> list[str]:
-    """Return the files below a folder."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+from toys import FaultyStore, MakePipeline, ToyDumper, files_below
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +78,7 @@ class Sum(Transform):
         return {f"{filename}.md5": f"{facts['md5']}  {filename}\n".encode()}
 
 
-def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
+def test_both_stores_hold_the_same_backup(make: MakePipeline, tmp_path: Path) -> None:
     """One dump; two folders that are the same, byte for byte; nothing beside what the manifest lists."""
     pipeline = make(transforms=[Flip(), Sum()])
     report = pipeline.backup()
@@ -98,7 +92,7 @@ def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
         "shop.dump.flip.md5",
     ]
     for store in ("a", "b"):
-        assert [f"{folder}/{name}" for name in expected] == files(tmp_path / store)
+        assert [f"{folder}/{name}" for name in expected] == files_below(tmp_path / store)
     for name in expected:
         assert (tmp_path / "a" / folder / name).read_bytes() == (tmp_path / "b" / folder / name).read_bytes()
     assert 0 == report.exit_code
@@ -114,40 +108,40 @@ def test_both_stores_hold_the_same_backup(make: Make, tmp_path: Path) -> None:
     assert f"{hashlib.md5(stored).hexdigest()}  shop.dump.flip\n" == (tmp_path / "a" / folder / "shop.dump.flip.md5").read_text()
 
 
-def test_a_transform_that_compresses_steps_aside(make: Make, toy: Any) -> None:
+def test_a_transform_that_compresses_steps_aside(make: MakePipeline) -> None:
     """What is compressed already is not compressed again, and the manifest says what was done."""
-    report = make(dump=toy(compressed=True), transforms=[Flip(), Sum()]).backup()
+    report = make(dump=ToyDumper(compressed=True), transforms=[Flip(), Sum()]).backup()
     assert ["sum"] == [stage.name for stage in report.manifest.artifacts[0].stages]  # type: ignore[union-attr]
     assert "shop.dump" == report.manifest.artifacts[0].objects[0].key  # type: ignore[union-attr]
 
 
-def test_sidecars_only_where_nothing_changes_the_bytes_after(make: Make, tmp_path: Path) -> None:
+def test_sidecars_only_where_nothing_changes_the_bytes_after(make: MakePipeline, tmp_path: Path) -> None:
     """A checksum in the middle of the pipeline is not one of the stored file."""
     make(transforms=[Sum(), Flip()]).backup()
-    assert not [name for name in files(tmp_path) if name.endswith(".md5")]
+    assert not [name for name in files_below(tmp_path) if name.endswith(".md5")]
 
 
 @pytest.mark.parametrize("key", ["shop.dump", "globals.sql", "RECOVER.txt", "manifest.json"])
 @pytest.mark.parametrize("after", [0, 1_500_000])
-def test_a_store_that_fails_drops_out(make: Make, faulty: Any, tmp_path: Path, key: str, after: int) -> None:
+def test_a_store_that_fails_drops_out(make: MakePipeline, tmp_path: Path, key: str, after: int) -> None:
     """The other one has its backup; of the failing one nothing is left; the run says so with exit code 3."""
-    bad = faulty(url=str(tmp_path / "b"), fail_write=key, after=after)
+    bad = FaultyStore(url=str(tmp_path / "b"), fail_write=key, after=after)
     remember = Remember()
     pipeline = make(stores=[str(tmp_path / "a"), bad], notifiers=[remember])
     report = pipeline.backup()
     assert (3, (str(tmp_path / "a"),)) == (report.exit_code, report.kept_in)
     assert "the disk is on fire" in report.stores[1].error
-    assert [] == files(tmp_path / "b")
+    assert [] == files_below(tmp_path / "b")
     assert pipeline.verify(decode=True).problems == {str(tmp_path / "a"): ()}
     assert ["started", "partial"] == [event.kind for event in remember.events]
     assert "Missing: " in remember.events[1].text
 
 
 @pytest.mark.parametrize("took", [True, False])
-def test_remains_are_told_of_a_store_that_took_something(make: Make, faulty: Any, tmp_path: Path, took: bool) -> None:
+def test_remains_are_told_of_a_store_that_took_something(make: MakePipeline, tmp_path: Path, took: bool) -> None:
     """Where nothing could be written from the beginning on, that is told once, and not that nothing could be removed either."""
 
-    class Keeping(faulty):  # type: ignore[misc]
+    class Keeping(FaultyStore):
         def delete(self, keys: Sequence[str]) -> Mapping[str, str]:
             raise StoreError(f"{self.label}: it lets nothing go.", self.label)
 
@@ -162,28 +156,28 @@ def test_remains_are_told_of_a_store_that_took_something(make: Make, faulty: Any
 
 @pytest.mark.parametrize("how", ["lose", "short"])
 @pytest.mark.parametrize("key", ["shop.dump", "RECOVER.txt"])
-def test_a_store_that_lies_gets_no_manifest(make: Make, faulty: Any, tmp_path: Path, how: str, key: str) -> None:
+def test_a_store_that_lies_gets_no_manifest(make: MakePipeline, tmp_path: Path, how: str, key: str) -> None:
     """What a store says it has stored is counted and looked up again before the commit."""
-    liar = faulty(url=str(tmp_path / "b"), **{how: key})
+    liar = FaultyStore(url=str(tmp_path / "b"), **{how: key})
     report = make(stores=[str(tmp_path / "a"), liar]).backup()
     assert (str(tmp_path / "a"),) == report.kept_in
-    assert [] == files(tmp_path / "b")
+    assert [] == files_below(tmp_path / "b")
 
 
-def test_all_stores_failing_is_an_error_with_each_reason(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_all_stores_failing_is_an_error_with_each_reason(make: MakePipeline, tmp_path: Path) -> None:
     """Nothing is kept, each store is named, and the dump is not pulled to its end for nobody."""
-    bad = [faulty(url=str(tmp_path / name), fail_write="shop.dump") for name in ("a", "b")]
+    bad = [FaultyStore(url=str(tmp_path / name), fail_write="shop.dump") for name in ("a", "b")]
     with pytest.raises(StoreError) as caught:
         make(stores=bad).backup()
     assert str(tmp_path / "a") in str(caught.value)
     assert str(tmp_path / "b") in str(caught.value)
     assert (1, ()) == (caught.value.report.exit_code, caught.value.report.kept_in)
-    assert [] == files(tmp_path)
+    assert [] == files_below(tmp_path)
 
 
-def test_the_quorum_grades_and_what_was_kept_stays(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_the_quorum_grades_and_what_was_kept_stays(make: MakePipeline, tmp_path: Path) -> None:
     """Two of two were asked for and one succeeded: exit code 1, and the one backup is there."""
-    bad = faulty(url=str(tmp_path / "b"), offline=True)
+    bad = FaultyStore(url=str(tmp_path / "b"), offline=True)
     pipeline = make(stores=[str(tmp_path / "a"), bad], quorum=2)
     with pytest.raises(StoreError, match=r"kept in: .*/a") as caught:
         pipeline.backup()
@@ -193,13 +187,13 @@ def test_the_quorum_grades_and_what_was_kept_stays(make: Make, faulty: Any, tmp_
 
 
 @pytest.mark.parametrize("fail_at", [0, 100_000, 2_900_000])
-def test_a_dump_that_fails_leaves_nothing(make: Make, toy: Any, tmp_path: Path, fail_at: int) -> None:
+def test_a_dump_that_fails_leaves_nothing(make: MakePipeline, tmp_path: Path, fail_at: int) -> None:
     """The dump's own error comes out, once; the stores are as before; the dump's context was left; the notifier heard of it."""
     remember = Remember()
-    pipeline = make(dump=toy(fail_at=fail_at), notifiers=[remember])
+    pipeline = make(dump=ToyDumper(fail_at=fail_at), notifiers=[remember])
     with pytest.raises(DumpError, match="it was shot") as caught:
         pipeline.backup()
-    assert [] == files(tmp_path)
+    assert [] == files_below(tmp_path)
     assert ["in", "out"] == pipeline.dump.entered  # type: ignore[attr-defined]
     assert ["started", "failed"] == [event.kind for event in remember.events]
     assert "it was shot" in remember.events[1].text
@@ -208,10 +202,10 @@ def test_a_dump_that_fails_leaves_nothing(make: Make, toy: Any, tmp_path: Path, 
     assert caught.value.report == again.report
 
 
-def test_a_stalled_store_does_not_hold_the_others(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_stalled_store_does_not_hold_the_others(make: MakePipeline, tmp_path: Path) -> None:
     """It is dropped after its time, and the run ends while it is still hanging."""
     release = threading.Event()
-    stuck = faulty(url=str(tmp_path / "b"), fail_write="shop.dump", hang=release, after=1)
+    stuck = FaultyStore(url=str(tmp_path / "b"), fail_write="shop.dump", hang=release, after=1)
     pipeline = make(stores=[str(tmp_path / "a"), stuck], stall_timeout=0.3, finish_timeout=0.3, buffer=1 << 20)
     began = time.monotonic()
     try:
@@ -223,7 +217,7 @@ def test_a_stalled_store_does_not_hold_the_others(make: Make, faulty: Any, tmp_p
     assert time.monotonic() - began < 60
 
 
-def test_a_failing_notifier_grades_and_changes_nothing(make: Make) -> None:
+def test_a_failing_notifier_grades_and_changes_nothing(make: MakePipeline) -> None:
     """The backup is there; the exit code is 3; the report says who could not be told."""
     report = make(notifiers=[Remember(fail=True), Remember()]).backup()
     assert 3 == report.exit_code
@@ -231,11 +225,11 @@ def test_a_failing_notifier_grades_and_changes_nothing(make: Make) -> None:
     assert 2 == len(report.kept_in)
 
 
-def test_a_failure_is_told_with_cause_next_step_and_log(make: Make, toy: Any) -> None:
+def test_a_failure_is_told_with_cause_next_step_and_log(make: MakePipeline) -> None:
     """A person can see from the message alone what happened and what to do."""
     remember = Remember()
     with pytest.raises(DumpError):
-        make(dump=toy(fail_at=100_000), notifiers=[remember]).backup()
+        make(dump=ToyDumper(fail_at=100_000), notifiers=[remember]).backup()
     failed = remember.events[-1]
     assert isinstance(failed, Failed)
     assert "pg_dump failed with exit status 1: it was shot." == failed.cause
@@ -246,7 +240,7 @@ def test_a_failure_is_told_with_cause_next_step_and_log(make: Make, toy: Any) ->
     assert all(store.error for store in failed.stores)
 
 
-def test_a_success_is_told_with_sizes_and_recover(make: Make, tmp_path: Path) -> None:
+def test_a_success_is_told_with_sizes_and_recover(make: MakePipeline, tmp_path: Path) -> None:
     """Where RECOVER.txt lies, for each store; no log."""
     remember = Remember()
     report = make(notifiers=[remember]).backup()
@@ -259,10 +253,10 @@ def test_a_success_is_told_with_sizes_and_recover(make: Make, tmp_path: Path) ->
 
 
 @pytest.fixture
-def history(make: Make, toy: Any) -> tuple[Pipeline, Remember]:
+def history(make: MakePipeline) -> tuple[Pipeline, Remember]:
     """A pipeline with backups of 1,000 bytes of the 20th, 21st and 22nd in two stores, and what hears of the next."""
     remember = Remember(on=("succeeded", "partial", "failed", "suspect", "pruned"))
-    pipeline = make(dump=toy(contents={"shop.dump": b"x" * 1000}))
+    pipeline = make(dump=ToyDumper(contents={"shop.dump": b"x" * 1000}))
     for day in (20, 21, 22):
         pipeline.backup(now=datetime(2026, 11, day, 8, tzinfo=UTC))
     return attrs.evolve(pipeline, notifiers=[remember], keep=RetentionPolicy(last=2, min_good=1)), remember
@@ -271,10 +265,10 @@ def history(make: Make, toy: Any) -> tuple[Pipeline, Remember]:
 NEXT = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
 
-def test_an_emptied_database_is_told(history: tuple[Pipeline, Remember], toy: Any, tmp_path: Path) -> None:
+def test_an_emptied_database_is_told(history: tuple[Pipeline, Remember], tmp_path: Path) -> None:
     """One message: what was compared, what to do, the size against last time, where the backup is; nothing is pruned."""
     pipeline, remember = history
-    report = attrs.evolve(pipeline, dump=toy(contents={"shop.dump": b"x"})).backup(now=NEXT)
+    report = attrs.evolve(pipeline, dump=ToyDumper(contents={"shop.dump": b"x"})).backup(now=NEXT)
     (told,) = remember.events
     assert isinstance(told, Suspect)
     assert ("shop", report.id, "error") == (told.pipeline, told.id, told.level)
@@ -287,11 +281,11 @@ def test_an_emptied_database_is_told(history: tuple[Pipeline, Remember], toy: An
     assert 4 == len(pipeline.backups().backups)
 
 
-def test_a_suspect_backup_that_a_store_lacks_is_told_so(history: tuple[Pipeline, Remember], toy: Any, faulty: Any) -> None:
+def test_a_suspect_backup_that_a_store_lacks_is_told_so(history: tuple[Pipeline, Remember]) -> None:
     """The worse news comes first; the lost store stands beside it."""
     pipeline, remember = history
-    bad = faulty(url=pipeline.stores[1].url, fail_write="shop.dump")
-    attrs.evolve(pipeline, stores=[pipeline.stores[0], bad], dump=toy(contents={"shop.dump": b"x"})).backup(now=NEXT)
+    bad = FaultyStore(url=pipeline.stores[1].url, fail_write="shop.dump")
+    attrs.evolve(pipeline, stores=[pipeline.stores[0], bad], dump=ToyDumper(contents={"shop.dump": b"x"})).backup(now=NEXT)
     (told,) = remember.events
     assert "suspect" == told.kind
     assert [False, True] == ["the disk is on fire" in store.error for store in told.stores]
@@ -348,12 +342,12 @@ class Stop(BaseException):
     """As the command raises for a signal."""
 
 
-def test_a_run_that_a_signal_ended_is_told(make: Make, toy: Any) -> None:
+def test_a_run_that_a_signal_ended_is_told(make: MakePipeline) -> None:
     """Who kills the nightly run, an operator or a scheduler, leaves nobody in the dark."""
     remember = Remember()
 
     @attrs.frozen(kw_only=True)
-    class Stopped(toy):  # type: ignore[misc]
+    class Stopped(ToyDumper):
         name: ClassVar[str] = "stopped"
 
         def dump(self, run: Any) -> Any:
@@ -367,7 +361,7 @@ def test_a_run_that_a_signal_ended_is_told(make: Make, toy: Any) -> None:
     assert "If nobody stopped it on purpose, run: pgsnap backup shop" == failed.next_step
 
 
-def test_a_notifier_that_failed_at_the_start_makes_no_partial_backup(make: Make) -> None:
+def test_a_notifier_that_failed_at_the_start_makes_no_partial_backup(make: MakePipeline) -> None:
     """The backup is in every store, so that is what the others are told."""
 
     @attrs.frozen(kw_only=True)
@@ -384,13 +378,13 @@ def test_a_notifier_that_failed_at_the_start_makes_no_partial_backup(make: Make)
     assert ["started", "succeeded"] == [event.kind for event in remember.events]
 
 
-def test_a_time_limit_ends_the_run(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_run(make: MakePipeline, tmp_path: Path) -> None:
     """The error names the limit, and nothing is left."""
 
     release = threading.Event()
 
     @attrs.frozen(kw_only=True)
-    class Endless(toy):  # type: ignore[misc]
+    class Endless(ToyDumper):
         name: ClassVar[str] = "endless"
 
         def dump(self, run: Any) -> Any:
@@ -408,10 +402,10 @@ def test_a_time_limit_ends_the_run(make: Make, toy: Any, tmp_path: Path) -> None
     with pytest.raises(Exception, match=r"longer than its time limit of 0\.7 s") as caught:
         make(dump=Endless(), timeout=0.7).backup()
     assert 1 == caught.value.exit_code  # type: ignore[attr-defined]
-    assert [] == files(tmp_path)
+    assert [] == files_below(tmp_path)
 
 
-def test_an_artifact_is_cut_at_the_least_limit_of_the_stores(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_is_cut_at_the_least_limit_of_the_stores(make: MakePipeline, tmp_path: Path) -> None:
     """The objects join to the artifact in the shell's own order, and the catalogue reads them."""
 
     @attrs.frozen(kw_only=True)
@@ -428,33 +422,33 @@ def test_an_artifact_is_cut_at_the_least_limit_of_the_stores(make: Make, tmp_pat
     assert pipeline.verify(decode=True).ok
 
 
-def test_an_exact_multiple_of_the_limit_makes_no_empty_object(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_an_exact_multiple_of_the_limit_makes_no_empty_object(make: MakePipeline, tmp_path: Path) -> None:
     """The last object is full, not followed by an empty one; and an empty artifact is one empty object."""
 
     @attrs.frozen(kw_only=True)
     class Small(LocalStore):
         max_object = 1_000_000
 
-    dump = toy(contents={"two": b"x" * 2_000_000, "none": b""})
+    dump = ToyDumper(contents={"two": b"x" * 2_000_000, "none": b""})
     report = make(dump=dump, stores=[Small(url=str(tmp_path / "a"))]).backup()
     artifacts = report.manifest.artifacts  # type: ignore[union-attr]
     assert [[1_000_000, 1_000_000], [0]] == [[item.size for item in record.objects] for record in artifacts]
 
 
-def test_a_running_backup_says_so_and_stops_saying_so(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_a_running_backup_says_so_and_stops_saying_so(make: MakePipeline, tmp_path: Path) -> None:
     """While it runs there is a running.json with the id; after the commit there is none."""
     seen: list[str] = []
 
     def look(subject: str, done: int, expected: int | None) -> None:
-        seen.extend(files(tmp_path / "a"))
+        seen.extend(files_below(tmp_path / "a"))
 
     report = make().backup(progress=look)
     running = f"shop/{report.id}/running.json"
     assert running in seen
-    assert running not in files(tmp_path / "a")
+    assert running not in files_below(tmp_path / "a")
 
 
-def test_a_pipeline_without_stores_is_refused(make: Make) -> None:
+def test_a_pipeline_without_stores_is_refused(make: MakePipeline) -> None:
     """Before anything is dumped."""
     pipeline = make(stores=[])
     with pytest.raises(ConfigError, match="has no store"):
@@ -462,7 +456,7 @@ def test_a_pipeline_without_stores_is_refused(make: Make) -> None:
     assert [] == pipeline.dump.entered  # type: ignore[attr-defined]
 
 
-def test_recover_names_every_file_and_fills_in_the_commands(make: Make, tmp_path: Path) -> None:
+def test_recover_names_every_file_and_fills_in_the_commands(make: MakePipeline, tmp_path: Path) -> None:
     """The digests are of the stored files, the recipe's marks are replaced by commands that undo the stages."""
     report = make(transforms=[Flip()]).backup()
     folder = tmp_path / "a" / "shop" / report.id
@@ -473,7 +467,7 @@ def test_recover_names_every_file_and_fills_in_the_commands(make: Make, tmp_path
     assert str(tmp_path) not in text
 
 
-def test_the_manifest_holds_no_secret_host_or_path(make: Make, tmp_path: Path) -> None:
+def test_the_manifest_holds_no_secret_host_or_path(make: MakePipeline, tmp_path: Path) -> None:
     """Nothing of the stores is in it."""
     report = make().backup()
     document = json.loads((tmp_path / "a" / "shop" / report.id / "manifest.json").read_text())
@@ -481,14 +475,14 @@ def test_the_manifest_holds_no_secret_host_or_path(make: Make, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "RECOVER.txt", "running.json", "x.partial", "../x", "a b"])
-def test_an_artifact_cannot_take_a_name_of_ours(make: Make, toy: Any, tmp_path: Path, name: str) -> None:
+def test_an_artifact_cannot_take_a_name_of_ours(make: MakePipeline, tmp_path: Path, name: str) -> None:
     """One that is called manifest.json would commit a backup that is not there."""
     with pytest.raises(ConfigError, match="the artifact's name"):
-        make(dump=toy(contents={name: b"{}"})).backup()
-    assert [] == files(tmp_path)
+        make(dump=ToyDumper(contents={name: b"{}"})).backup()
+    assert [] == files_below(tmp_path)
 
 
-def test_two_files_of_one_name_are_refused(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_two_files_of_one_name_are_refused(make: MakePipeline, tmp_path: Path) -> None:
     """The second would overwrite the first: here a cut artifact meets one that is called like its second object."""
 
     @attrs.frozen(kw_only=True)
@@ -496,8 +490,8 @@ def test_two_files_of_one_name_are_refused(make: Make, toy: Any, tmp_path: Path)
         max_object: ClassVar[int | None] = 1_000
 
     with pytest.raises(StageError, match=r"two files of this backup would be called 'a\.001'"):
-        make(dump=toy(contents={"a": b"x" * 1_500, "a.001": b"y"}), stores=[Small(url=str(tmp_path / "a"))]).backup()
-    assert [] == files(tmp_path)
+        make(dump=ToyDumper(contents={"a": b"x" * 1_500, "a.001": b"y"}), stores=[Small(url=str(tmp_path / "a"))]).backup()
+    assert [] == files_below(tmp_path)
 
 
 @attrs.frozen(kw_only=True)
@@ -526,7 +520,7 @@ STAGES = ("dump", "first transform", "last transform", "store a", "store b", "bo
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(broken=st.sets(st.sampled_from(STAGES)), at=st.integers(0, 700_000))
 def test_whatever_fails_wherever_a_backup_is_whole_or_not_there(
-    toy: Any, faulty: Any, tmp_path_factory: pytest.TempPathFactory, broken: set[str], at: int
+    tmp_path_factory: pytest.TempPathFactory, broken: set[str], at: int
 ) -> None:
     """Any of the stages fails at any byte: what is committed verifies, what is not has left no file and no thread."""
     root = tmp_path_factory.mktemp("anything")
@@ -539,11 +533,11 @@ def test_whatever_fails_wherever_a_backup_is_whole_or_not_there(
         transforms.append(Fails(after=at))
     pipeline = Pipeline(
         name="shop",
-        dump=toy(contents={"shop.dump": b"0123456789" * 70_000, "tail": b"x"}, fail_at=at if "dump" in broken else None),
+        dump=ToyDumper(contents={"shop.dump": b"0123456789" * 70_000, "tail": b"x"}, fail_at=at if "dump" in broken else None),
         transforms=transforms,
         stores=[
-            faulty(url=str(root / "a"), fail_write="shop.dump.flip" if fails_a else "\0", after=at),
-            faulty(url=str(root / "b"), fail_write="shop.dump.flip" if fails_b else "\0", after=at),
+            FaultyStore(url=str(root / "a"), fail_write="shop.dump.flip" if fails_a else "\0", after=at),
+            FaultyStore(url=str(root / "b"), fail_write="shop.dump.flip" if fails_b else "\0", after=at),
         ],
     )
     threads = set(threading.enumerate())
@@ -553,11 +547,11 @@ def test_whatever_fails_wherever_a_backup_is_whole_or_not_there(
         with pytest.raises(PgsnapError) as caught:
             pipeline.backup()
         assert () == caught.value.report.kept_in
-        assert [] == files(root)
+        assert [] == files_below(root)
     else:
         report = pipeline.backup()
         expected = [str(root / name) for name, fails in (("a", fails_a), ("b", fails_b)) if not fails]
         assert expected == list(report.kept_in)
         assert dict.fromkeys(expected, ()) == dict(pipeline.verify(decode=True).problems)
-        assert {name for name, fails in (("a", fails_a), ("b", fails_b)) if not fails} == {name[0] for name in files(root)}
+        assert {name for name, fails in (("a", fails_a), ("b", fails_b)) if not fails} == {name[0] for name in files_below(root)}
     assert threads >= set(threading.enumerate())

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 
-from pgsnap import Denied, LocalStore, Pipeline, Run
+from pgsnap import Denied, LocalStore, Run
 from pgsnap.components.values import Entry
 from pgsnap.operations.doctor import examine
 from pgsnap.streams import Chunks, Stream
 from pgsnap.testing import StoreExamination
-
-Make = Callable[..., Pipeline]
+from toys import FaultyStore, MakePipeline
 
 
 class TestLocal(StoreExamination):
@@ -77,14 +75,14 @@ def test_what_is_wrong_is_said(tmp_path: Path, wrong: str, level: str, text: str
         assert [] == [f for f in examine(Odd(url=str(tmp_path), wrong=wrong), Run("shop")) if f.level == "error"]
 
 
-def test_a_store_that_cannot_be_written(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written(make: MakePipeline, tmp_path: Path) -> None:
     """One finding, and nothing more is tried."""
-    (finding,) = examine(faulty(url=str(tmp_path), offline=True), Run("shop"))
+    (finding,) = examine(FaultyStore(url=str(tmp_path), offline=True), Run("shop"))
     assert ("error", str(tmp_path)) == (finding.level, finding.subject)
     assert "it is offline" in finding.text
 
 
-def test_nothing_of_it_is_taken_for_a_backup(make: Make, tmp_path: Path) -> None:
+def test_nothing_of_it_is_taken_for_a_backup(make: MakePipeline, tmp_path: Path) -> None:
     """Not even what it may not delete."""
     pipeline = make(stores=[str(tmp_path / "a"), Odd(url=str(tmp_path / "b"), wrong="no delete")])
     report = pipeline.backup()

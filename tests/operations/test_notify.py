@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -15,6 +15,7 @@ from pgsnap.components import Event, deliver
 from pgsnap.components.events import Drilled, Failed, StoreOutcome, TestMessage, now
 from pgsnap.components.redact import Redactor
 from pgsnap.operations.notify import RunNotifications, notify, redacted, send
+from toys import MakePipeline
 
 CANARY = "c4nary-s3cret"
 NOTHING = Redactor()
@@ -71,7 +72,7 @@ def test_one_that_hangs_is_given_up() -> None:
     assert error.startswith("the notifier 'toy' failed: it did not come back within 2 s")
 
 
-def test_a_run_has_one_limit(make: Callable[..., Any]) -> None:
+def test_a_run_has_one_limit(make: MakePipeline) -> None:
     """The events of one run share it; each gets two seconds at least, so that the last word is said."""
     seen: list[float] = []
 
@@ -88,7 +89,7 @@ def test_a_run_has_one_limit(make: Callable[..., Any]) -> None:
     assert seen[-1] < 0.8
 
 
-def test_no_secret_reaches_a_notifier(make: Callable[..., Any]) -> None:
+def test_no_secret_reaches_a_notifier(make: MakePipeline) -> None:
     """Not in the sentence, the cause, a store's error, a table or the log."""
     told: list[Event] = []
     pipeline = make(notifiers=[Toy(do=lambda event, timeout: told.append(event), token=Secret(CANARY))])
@@ -106,7 +107,7 @@ def test_no_secret_reaches_a_notifier(make: Callable[..., Any]) -> None:
     assert told[0].text == "a ***"
 
 
-def test_no_secret_comes_back_from_a_notifier(make: Callable[..., Any]) -> None:
+def test_no_secret_comes_back_from_a_notifier(make: MakePipeline) -> None:
     """What a careless notifier says of its failure is redacted."""
     pipeline = make(notifiers=[Toy(do=failing(ValueError(f"bad URL {CANARY}")), token=Secret(CANARY))])
     assert ("the notifier 'toy' failed: ValueError: bad URL ***",) == notify(pipeline, TestMessage(pipeline="shop"))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time as clock
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,17 +21,18 @@ from pgsnap import ConfigError, DumpError, LocalStore, NotFound, Pipeline, Reten
 from pgsnap.components.values import Entry
 from pgsnap.repository.manifest import Manifest, StageRecord
 from pgsnap.streams import Chunks, Stream
+from toys import FaultyStore, FillPipeline, MakePipeline, ToyDumper
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 LONG_AGO = (NOW - timedelta(days=30)).timestamp()
 
 
 @pytest.fixture
-def filled(make: Callable[..., Pipeline], toy: Any) -> Callable[..., Pipeline]:
+def filled(make: MakePipeline) -> FillPipeline:
     """Make a pipeline whose stores hold a backup of each of the given days ago, all alike."""
 
     def fill(*days: float, **parts: Any) -> Pipeline:
-        pipeline = make(**{"dump": toy(contents={"shop.dump": b"x" * 1000})} | parts)
+        pipeline = make(**{"dump": ToyDumper(contents={"shop.dump": b"x" * 1000})} | parts)
         for ago in days:
             attrs.evolve(pipeline, auto_prune=False).backup(now=NOW - timedelta(days=ago))
         return pipeline
@@ -53,7 +54,7 @@ def age(folder: Path) -> None:
 # --- what goes -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_store_keeps_by_its_own_policy(filled: Any, tmp_path: Path) -> None:
+def test_each_store_keeps_by_its_own_policy(filled: FillPipeline, tmp_path: Path) -> None:
     """The store's own keep, or else the pipeline's; one that has none keeps everything."""
     stores = [LocalStore(url=str(tmp_path / "a"), keep=RetentionPolicy(last=4)), LocalStore(url=str(tmp_path / "b"))]
     pipeline = filled(*range(9, 0, -1), stores=stores, keep=RetentionPolicy(last=6))
@@ -66,7 +67,7 @@ def test_each_store_keeps_by_its_own_policy(filled: Any, tmp_path: Path) -> None
     assert () == everything.prune().stores[0].deleted
 
 
-def test_a_dry_run_says_what_and_why_and_changes_nothing(filled: Any, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_and_why_and_changes_nothing(filled: FillPipeline, tmp_path: Path) -> None:
     """Each backup, kept or not, by which rule."""
     pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=2, min_good=1))
     before = sorted(tmp_path.rglob("*"))
@@ -77,7 +78,7 @@ def test_a_dry_run_says_what_and_why_and_changes_nothing(filled: Any, tmp_path: 
     assert () == report.stores[0].deleted
 
 
-def test_a_good_backup_is_followed_by_a_prune(filled: Any) -> None:
+def test_a_good_backup_is_followed_by_a_prune(filled: FillPipeline) -> None:
     """And the report says what went."""
     pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
     report = pipeline.backup()
@@ -85,18 +86,18 @@ def test_a_good_backup_is_followed_by_a_prune(filled: Any) -> None:
     assert [4, 4] == [len(store.deleted) for store in report.prune.stores]
 
 
-def test_a_failed_backup_is_not_followed_by_a_prune(filled: Any, toy: Any) -> None:
+def test_a_failed_backup_is_not_followed_by_a_prune(filled: FillPipeline) -> None:
     """Not even of what the policy would not keep."""
     pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
     with pytest.raises(DumpError, match="it was shot"):
-        attrs.evolve(pipeline, dump=toy(fail_at=0)).backup()
+        attrs.evolve(pipeline, dump=ToyDumper(fail_at=0)).backup()
     assert 6 == len(days_left(pipeline))
 
 
-def test_a_store_that_missed_the_backup_is_not_pruned(filled: Any, faulty: Any, tmp_path: Path) -> None:
+def test_a_store_that_missed_the_backup_is_not_pruned(filled: FillPipeline, tmp_path: Path) -> None:
     """Only stores that hold the new one are; the others keep what they have."""
     pipeline = filled(*range(6, 0, -1), keep=RetentionPolicy(last=3))
-    broken = faulty(url=str(tmp_path / "b"), fail_write="shop.dump")
+    broken = FaultyStore(url=str(tmp_path / "b"), fail_write="shop.dump")
     report = attrs.evolve(pipeline, stores=[pipeline.stores[0], broken]).backup()
     assert 3 == report.exit_code
     assert [str(tmp_path / "a")] == [store.label for store in report.prune.stores]
@@ -104,14 +105,14 @@ def test_a_store_that_missed_the_backup_is_not_pruned(filled: Any, faulty: Any, 
     assert [3, 6] == [len(scans[number]) for number in (0, 1)]
 
 
-def test_auto_prune_can_be_switched_off(filled: Any) -> None:
+def test_auto_prune_can_be_switched_off(filled: FillPipeline) -> None:
     """For a key that may not delete."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1), auto_prune=False)
     assert pipeline.backup().prune is None
     assert 4 == len(days_left(pipeline))
 
 
-def test_a_prune_that_fails_does_not_fail_the_backup(filled: Any, tmp_path: Path) -> None:
+def test_a_prune_that_fails_does_not_fail_the_backup(filled: FillPipeline, tmp_path: Path) -> None:
     """It becomes a note of the report."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with pytest.MonkeyPatch.context() as patch:
@@ -121,7 +122,7 @@ def test_a_prune_that_fails_does_not_fail_the_backup(filled: Any, tmp_path: Path
     assert any("could not be deleted and will be tried again" in note and "object lock" in note for note in report.notes)
 
 
-def test_neighbours_are_never_touched(filled: Any, tmp_path: Path) -> None:
+def test_neighbours_are_never_touched(filled: FillPipeline, tmp_path: Path) -> None:
     """app2, app-prod and strangers beside them keep every byte when app is pruned; a* is no name, and no pattern."""
     names = ["app", "app2", "app-prod", "App", "ap", "a"]
     pipelines = {name: filled(*range(5, 0, -1), name=name) for name in names}
@@ -145,7 +146,7 @@ def test_neighbours_are_never_touched(filled: Any, tmp_path: Path) -> None:
 # --- what stays ----------------------------------------------------------------------------------------------------------
 
 
-def test_held_backups_stay_until_released(filled: Any) -> None:
+def test_held_backups_stay_until_released(filled: FillPipeline) -> None:
     """By a mark in the stores, so every machine sees it."""
     pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=1, min_good=1))
     oldest = pipeline.backups().backups[0].id
@@ -160,7 +161,7 @@ def test_held_backups_stay_until_released(filled: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["drill-20200101T000000Z-failed.json", "verify-20200101T000000Z-failed.json"])
-def test_a_failed_proof_freezes_until_it_is_acknowledged(filled: Any, tmp_path: Path, name: str) -> None:
+def test_a_failed_proof_freezes_until_it_is_acknowledged(filled: FillPipeline, tmp_path: Path, name: str) -> None:
     """A drill that failed may mean that all of them are bad."""
     pipeline = filled(*range(5, 0, -1), keep=RetentionPolicy(last=1, min_good=1))
     newest = pipeline.backups().backups[-1].id
@@ -179,14 +180,14 @@ def test_a_failed_proof_freezes_until_it_is_acknowledged(filled: Any, tmp_path: 
     assert {1, 2} <= set(days_left(pipeline))
 
 
-def test_what_is_dated_in_the_future_is_no_reference(filled: Any) -> None:
+def test_what_is_dated_in_the_future_is_no_reference(filled: FillPipeline) -> None:
     """A wrong clock made one backup in 2035: the others are kept as if it were not there."""
     pipeline = filled(40, 20, 10, 5, 0, -3000, keep=RetentionPolicy(within=15 * 86400.0, min_good=1))
     pipeline.prune()
     assert [-3000, 0, 5, 10] == days_left(pipeline)
 
 
-def test_unfinished_backups_stay_for_a_week(filled: Any, tmp_path: Path) -> None:
+def test_unfinished_backups_stay_for_a_week(filled: FillPipeline, tmp_path: Path) -> None:
     """Data without a manifest goes when nothing was written for seven days; a run that lives refreshes running.json."""
     pipeline = filled(1)
     base = tmp_path / "a" / "shop"
@@ -220,7 +221,7 @@ def refusing(method: Any, suffix: str, reason: str) -> Any:
     return delete
 
 
-def test_a_refused_manifest_keeps_the_backup_whole(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_manifest_keeps_the_backup_whole(filled: FillPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Object lock: nothing of it is deleted, it is reported, and the next prune tries again."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with monkeypatch.context() as patch:
@@ -237,7 +238,7 @@ def test_a_refused_manifest_keeps_the_backup_whole(filled: Any, monkeypatch: pyt
     assert [1] == days_left(pipeline)
 
 
-def test_refused_data_is_invisible_and_tried_again(filled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_data_is_invisible_and_tried_again(filled: FillPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest went, a data object did not: the backup does not exist, and the next prune removes what is left at once."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     with monkeypatch.context() as patch:
@@ -249,10 +250,10 @@ def test_refused_data_is_invisible_and_tried_again(filled: Any, tmp_path: Path, 
     assert 1 == len(list((tmp_path / "a" / "shop").iterdir()))
 
 
-def test_a_store_that_nobody_can_reach(filled: Any, faulty: Any, tmp_path: Path) -> None:
+def test_a_store_that_nobody_can_reach(filled: FillPipeline, tmp_path: Path) -> None:
     """It is named and left alone, the others are pruned; if no store can be reached that is the error."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
-    gone = faulty(url=str(tmp_path / "b"), offline=True)
+    gone = FaultyStore(url=str(tmp_path / "b"), offline=True)
     report = attrs.evolve(pipeline, stores=[pipeline.stores[0], gone]).prune()
     assert 3 == report.exit_code
     assert [f"{tmp_path / 'b'}: it is offline."] == report.problems
@@ -261,7 +262,7 @@ def test_a_store_that_nobody_can_reach(filled: Any, faulty: Any, tmp_path: Path)
         attrs.evolve(pipeline, stores=[gone]).prune()
 
 
-def test_clocks_too_far_apart(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_too_far_apart(filled: FillPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is old cannot be told, so nothing is deleted."""
     pipeline = filled(3, 2, 1, keep=RetentionPolicy(last=1, min_good=1))
     entries = LocalStore.entries
@@ -277,7 +278,7 @@ def test_clocks_too_far_apart(filled: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert [1, 2, 3] == days_left(pipeline)
 
 
-def test_an_unknown_and_an_ambiguous_id(filled: Any) -> None:
+def test_an_unknown_and_an_ambiguous_id(filled: FillPipeline) -> None:
     """A sentence each, and nothing is changed."""
     pipeline = filled(2, 2, 1)
     first = pipeline.backups().backups[0].id
@@ -289,7 +290,7 @@ def test_an_unknown_and_an_ambiguous_id(filled: Any) -> None:
     assert 3 == len(days_left(pipeline))
 
 
-def test_delete_leaves_the_floor(filled: Any) -> None:
+def test_delete_leaves_the_floor(filled: FillPipeline) -> None:
     """One by name, but none of the newest three good ones; a suspect one is no good one."""
     pipeline = filled(5, 4, 3, 2)
     ids = [backup.id for backup in pipeline.backups().backups]
@@ -333,7 +334,7 @@ class Memory(Store):
         return {}
 
 
-def test_ten_thousand_backups_in_fifty_pipelines(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_thousand_backups_in_fifty_pipelines(make: MakePipeline, capsys: pytest.CaptureFixture[str]) -> None:
     """One listing before and one under the lease for each pipeline, paged; deletes in batches of at most a thousand."""
     store = Memory(url="memory://bucket")
     old = NOW - timedelta(days=20)
@@ -406,7 +407,7 @@ sys.exit(report.exit_code)
 """
 
 
-def test_killed_at_any_point(filled: Any, tmp_path: Path) -> None:
+def test_killed_at_any_point(filled: FillPipeline, tmp_path: Path) -> None:
     """SIGKILL before each single change of the store: what is committed is whole at every moment, and the next run finishes."""
     conftest = (Path(__file__).parent.parent / "conftest.py").read_text()
     (tmp_path / "tests_toy.py").write_text(conftest)
@@ -445,7 +446,7 @@ def test_killed_at_any_point(filled: Any, tmp_path: Path) -> None:
     assert kills >= 10
 
 
-def test_a_prune_waits_for_nobody_who_is_dead(filled: Any, tmp_path: Path) -> None:
+def test_a_prune_waits_for_nobody_who_is_dead(filled: FillPipeline, tmp_path: Path) -> None:
     """A live lease of somebody else: exit code 75, with who and where; one that was not refreshed counts for nothing."""
     pipeline = filled(
         3, 2, 1, keep=RetentionPolicy(last=1, min_good=1), stores=[LocalStore(url=str(tmp_path / "a"), fsync=False)]

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +32,8 @@ from pgsnap.repository.catalog import scan
 from pgsnap.repository.manifest import ObjectRecord
 from pgsnap.streams import Tap
 from remember import Remember
+from toys import FaultyStore, MakePipeline, ToyDumper
 
-Make = Callable[..., Pipeline]
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 
@@ -93,9 +92,9 @@ def test_only_verified_bytes_come_out(
     shutil.rmtree(root)
 
 
-def test_reading_goes_on_from_the_next_store_at_the_same_block(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_reading_goes_on_from_the_next_store_at_the_same_block(make: MakePipeline, tmp_path: Path) -> None:
     """The first store is damaged in the middle: nothing is read twice, and it is said."""
-    pipeline = make(dump=toy(contents={"big": os.urandom(40 << 20)}))
+    pipeline = make(dump=ToyDumper(contents={"big": os.urandom(40 << 20)}))
     report = pipeline.backup()
     damage(tmp_path / "a" / "shop" / report.id / "big", 20 << 20, "flip")
     restored = pipeline.restore(to="postgresql:///copy")
@@ -106,7 +105,7 @@ def test_reading_goes_on_from_the_next_store_at_the_same_block(make: Make, toy: 
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "gone", "add"])
-def test_a_restore_survives_one_bad_store_and_refuses_two(make: Make, tmp_path: Path, what: str) -> None:
+def test_a_restore_survives_one_bad_store_and_refuses_two(make: MakePipeline, tmp_path: Path, what: str) -> None:
     """With one good copy it restores; with none it raises before the dumper has seen an end."""
     pipeline = make()
     report = pipeline.backup()
@@ -120,19 +119,19 @@ def test_a_restore_survives_one_bad_store_and_refuses_two(make: Make, tmp_path: 
     assert str(tmp_path / "b") in str(caught.value)
 
 
-def test_an_unreachable_store_is_said_and_passed_over(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_an_unreachable_store_is_said_and_passed_over(make: MakePipeline, tmp_path: Path) -> None:
     """A restore from the other store works, and its report says what was wrong."""
     pipeline = make()
     pipeline.backup()
-    broken = attrs.evolve(pipeline, stores=[faulty(url=str(tmp_path / "a"), offline=True), pipeline.stores[1]])
+    broken = attrs.evolve(pipeline, stores=[FaultyStore(url=str(tmp_path / "a"), offline=True), pipeline.stores[1]])
     report = broken.restore(to="postgresql:///copy")
     assert [f"{tmp_path}/a: it is offline. Reading from the other stores."] == list(report.notes)
 
 
-def test_a_dumper_that_fails_says_so(make: Make, toy: Any) -> None:
+def test_a_dumper_that_fails_says_so(make: MakePipeline) -> None:
     """The error of the dumper comes out as it is."""
 
-    class Refusing(toy):  # type: ignore[misc]
+    class Refusing(ToyDumper):
         def restore(self, source: Any, request: Any, run: Any) -> None:
             raise RestoreError("the target 'x' is not empty.")
 
@@ -142,11 +141,11 @@ def test_a_dumper_that_fails_says_so(make: Make, toy: Any) -> None:
         attrs.evolve(pipeline, dump=Refusing()).restore(to="postgresql:///x")
 
 
-def test_a_local_copy_is_private_and_removed(make: Make, toy: Any) -> None:
+def test_a_local_copy_is_private_and_removed(make: MakePipeline) -> None:
     """For what must seek: mode 0600, whole, and gone afterwards."""
     seen: list[Path] = []
 
-    class Seeking(toy):  # type: ignore[misc]
+    class Seeking(ToyDumper):
         def restore(self, source: Any, request: Any, run: Any) -> None:
             with source.local("shop.dump") as path:
                 assert 0o600 == path.stat().st_mode & 0o777
@@ -163,12 +162,12 @@ def test_a_local_copy_is_private_and_removed(make: Make, toy: Any) -> None:
 # --- the catalogue -----------------------------------------------------------------------------------------------------
 
 
-def history(make: Make, days: int = 3) -> tuple[Pipeline, list[str]]:
+def history(make: MakePipeline, days: int = 3) -> tuple[Pipeline, list[str]]:
     pipeline = make()
     return pipeline, [pipeline.backup(now=NOW + timedelta(days=day)).id for day in range(days)]
 
 
-def test_backups_are_found_by_latest_id_prefix_and_time(make: Make) -> None:
+def test_backups_are_found_by_latest_id_prefix_and_time(make: MakePipeline) -> None:
     """The four ways of naming one."""
     pipeline, ids = history(make)
     catalog = pipeline.backups()
@@ -190,20 +189,20 @@ def test_backups_are_found_by_latest_id_prefix_and_time(make: Make) -> None:
         ("yesterday", ConfigError, "'yesterday' is no backup"),
     ],
 )
-def test_what_is_no_backup_is_told_apart(make: Make, which: str, error: type[Exception], says: str) -> None:
+def test_what_is_no_backup_is_told_apart(make: MakePipeline, which: str, error: type[Exception], says: str) -> None:
     """Unknown, ambiguous, too early, nonsense."""
     pipeline, _ = history(make)
     with pytest.raises(error, match=says):
         pipeline.backups().find(which)
 
 
-def test_no_backup_at_all_names_the_stores(make: Make, tmp_path: Path) -> None:
+def test_no_backup_at_all_names_the_stores(make: MakePipeline, tmp_path: Path) -> None:
     """An empty place is more often a wrong place."""
     with pytest.raises(NotFound, match=f"pipeline 'shop' has no backup in {tmp_path}/a, {tmp_path}/b"):
         make().backups().find()
 
 
-def test_neighbours_and_strangers_are_not_listed(make: Make, tmp_path: Path) -> None:
+def test_neighbours_and_strangers_are_not_listed(make: MakePipeline, tmp_path: Path) -> None:
     """Only the pipeline's own folder counts, whatever a name begins with; foreign files do not disturb."""
     for name in ("shop", "shop2", "shop-prod", "sho"):
         make(name=name).backup()
@@ -214,7 +213,7 @@ def test_neighbours_and_strangers_are_not_listed(make: Make, tmp_path: Path) -> 
     assert 1 == len(scan(make().stores[0], "shop"))
 
 
-def test_what_has_no_manifest_is_not_a_backup(make: Make, tmp_path: Path) -> None:
+def test_what_has_no_manifest_is_not_a_backup(make: MakePipeline, tmp_path: Path) -> None:
     """It is there in the scan, as unfinished, and nowhere else."""
     pipeline = make(stores=[str(tmp_path / "a")])
     report = pipeline.backup()
@@ -223,7 +222,7 @@ def test_what_has_no_manifest_is_not_a_backup(make: Make, tmp_path: Path) -> Non
     assert False is scan(pipeline.stores[0], "shop")[report.id].committed
 
 
-def test_differing_manifests_are_an_integrity_error(make: Make, tmp_path: Path) -> None:
+def test_differing_manifests_are_an_integrity_error(make: MakePipeline, tmp_path: Path) -> None:
     """One of two was altered: nobody can say which, so nothing is restored from either."""
     pipeline = make()
     report = pipeline.backup()
@@ -234,7 +233,7 @@ def test_differing_manifests_are_an_integrity_error(make: Make, tmp_path: Path) 
     assert False is pipeline.verify().ok
 
 
-def test_one_of_two_stores_is_taken_by_its_label(make: Make, tmp_path: Path) -> None:
+def test_one_of_two_stores_is_taken_by_its_label(make: MakePipeline, tmp_path: Path) -> None:
     """The error says how, and then the backup can be restored, verified and shown from the store that is trusted."""
     pipeline = make()
     report = pipeline.backup()
@@ -252,7 +251,7 @@ def test_one_of_two_stores_is_taken_by_its_label(make: Make, tmp_path: Path) -> 
         assert version == chosen.backups().manifest(chosen.backups().find()).pgsnap
 
 
-def test_stores_are_chosen_by_label_or_url_alone(make: Make, tmp_path: Path) -> None:
+def test_stores_are_chosen_by_label_or_url_alone(make: MakePipeline, tmp_path: Path) -> None:
     """Exactly, but for a slash at the end; in the pipeline's order; the quorum is no more than what is left."""
     secret = FsspecStore(url="memory://user:pass@there/x")
     pipeline = make(stores=[str(tmp_path / "a"), str(tmp_path / "b"), secret], quorum=3)
@@ -267,7 +266,7 @@ def test_stores_are_chosen_by_label_or_url_alone(make: Make, tmp_path: Path) -> 
         assert f"pipeline 'shop' has no store {wrong.replace('user:pass@', '')!r}; {has}" == str(caught.value)
 
 
-def test_a_manifest_that_was_moved_is_refused(make: Make, tmp_path: Path) -> None:
+def test_a_manifest_that_was_moved_is_refused(make: MakePipeline, tmp_path: Path) -> None:
     """A folder renamed by hand is not the backup that its name says."""
     pipeline = make(stores=[str(tmp_path / "a")])
     report = pipeline.backup()
@@ -277,7 +276,7 @@ def test_a_manifest_that_was_moved_is_refused(make: Make, tmp_path: Path) -> Non
         pipeline.restore(other, to="postgresql:///x")
 
 
-def test_one_good_manifest_is_enough(make: Make, tmp_path: Path) -> None:
+def test_one_good_manifest_is_enough(make: MakePipeline, tmp_path: Path) -> None:
     """A cut manifest in one store does not hide the backup in the other."""
     pipeline = make()
     report = pipeline.backup()
@@ -291,7 +290,7 @@ def test_one_good_manifest_is_enough(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["flip", "cut", "gone", "add"])
 @pytest.mark.parametrize("name", ["shop.dump", "globals.sql", "RECOVER.txt", "manifest.json"])
-def test_verify_finds_every_damage_and_names_the_store(make: Make, tmp_path: Path, name: str, what: str) -> None:
+def test_verify_finds_every_damage_and_names_the_store(make: MakePipeline, tmp_path: Path, name: str, what: str) -> None:
     """The damaged copy is told, the good one is not."""
     pipeline = make()
     report = pipeline.backup()
@@ -306,7 +305,7 @@ def test_verify_finds_every_damage_and_names_the_store(make: Make, tmp_path: Pat
     assert name in found.problems[str(tmp_path / "b")][0]
 
 
-def test_verify_decodes_when_asked(make: Make, tmp_path: Path) -> None:
+def test_verify_decodes_when_asked(make: MakePipeline, tmp_path: Path) -> None:
     """A wrong digest of the plain bytes is seen only by decoding."""
     pipeline = make(stores=[str(tmp_path / "a")])
     report = pipeline.backup()
@@ -318,7 +317,7 @@ def test_verify_decodes_when_asked(make: Make, tmp_path: Path) -> None:
     assert False is pipeline.verify(decode=True).ok
 
 
-def test_verify_tells_when_asked(make: Make, tmp_path: Path) -> None:
+def test_verify_tells_when_asked(make: MakePipeline, tmp_path: Path) -> None:
     """Damage reaches who asked for failures, with the way out; a whole backup only who asked for that."""
     quiet, talkative = Remember(on=("failed",)), Remember(on=("verified",))
     pipeline = make(notifiers=[quiet, talkative])
@@ -339,7 +338,7 @@ def test_verify_tells_when_asked(make: Make, tmp_path: Path) -> None:
     assert "No store has a whole copy" in quiet.events[-1].next_step  # type: ignore[attr-defined]
 
 
-def test_a_verification_that_nobody_heard_of(make: Make) -> None:
+def test_a_verification_that_nobody_heard_of(make: MakePipeline) -> None:
     """Exit code 3: whole, but not told."""
     pipeline = make(notifiers=[Remember(on=("verified",), fail=True)])
     pipeline.backup()
@@ -350,7 +349,7 @@ def test_a_verification_that_nobody_heard_of(make: Make) -> None:
 # --- copy --------------------------------------------------------------------------------------------------------------
 
 
-def test_copy_brings_a_new_store_up_to_date(make: Make, tmp_path: Path) -> None:
+def test_copy_brings_a_new_store_up_to_date(make: MakePipeline, tmp_path: Path) -> None:
     """The same bytes, manifest and all, without a dump; a second copy has nothing to do."""
     pipeline, ids = history(make)
     entered = list(pipeline.dump.entered)  # type: ignore[attr-defined]
@@ -367,7 +366,7 @@ def test_copy_brings_a_new_store_up_to_date(make: Make, tmp_path: Path) -> None:
     assert {str(tmp_path / name): () for name in "abc"} == wider.copy().copied
 
 
-def test_copy_takes_from_the_good_store_and_uses_what_is_there(make: Make, tmp_path: Path) -> None:
+def test_copy_takes_from_the_good_store_and_uses_what_is_there(make: MakePipeline, tmp_path: Path) -> None:
     """A damaged object of the source is read from another; what the target has already is checked before it is used."""
     pipeline, [id] = history(make, 1)
     wider = attrs.evolve(pipeline, stores=[*pipeline.stores, str(tmp_path / "c")])
@@ -383,17 +382,17 @@ def test_copy_takes_from_the_good_store_and_uses_what_is_there(make: Make, tmp_p
     assert () == wider.verify(id).problems[str(tmp_path / "c")]
 
 
-def test_a_copy_that_fails_leaves_nothing_that_counts(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_copy_that_fails_leaves_nothing_that_counts(make: MakePipeline, tmp_path: Path) -> None:
     """The target fails in the middle: an error with its name, no manifest, and the parts are gone."""
     pipeline, [id] = history(make, 1)
-    bad = faulty(url=str(tmp_path / "c"), fail_write="globals.sql")
+    bad = FaultyStore(url=str(tmp_path / "c"), fail_write="globals.sql")
     report = attrs.evolve(pipeline, stores=[*pipeline.stores, bad]).copy()
     assert 3 == report.exit_code
     assert f"{id} to {tmp_path}/c: " in report.errors[0]
     assert [] == [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
 
 
-def test_a_damaged_backup_is_not_copied(make: Make, tmp_path: Path) -> None:
+def test_a_damaged_backup_is_not_copied(make: MakePipeline, tmp_path: Path) -> None:
     """If no store has the bytes undamaged, the target gets none of it."""
     pipeline, [id] = history(make, 1)
     for name in "ab":
@@ -403,7 +402,7 @@ def test_a_damaged_backup_is_not_copied(make: Make, tmp_path: Path) -> None:
     assert [] == [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
 
 
-def test_copy_to_an_unknown_store_names_those_there_are(make: Make, tmp_path: Path) -> None:
+def test_copy_to_an_unknown_store_names_those_there_are(make: MakePipeline, tmp_path: Path) -> None:
     """Nothing is copied anywhere else instead."""
     with pytest.raises(ConfigError, match=f"has no store '/nowhere'; it has {tmp_path}/a, {tmp_path}/b"):
         make().copy(to="/nowhere")
@@ -432,7 +431,7 @@ class Nameless(LocalStore):
         ({"buffer": 10}, "buffer is 10 bytes"),
     ],
 )
-def test_a_pipeline_that_cannot_work_is_refused(make: Make, parts: dict[str, Any], says: str) -> None:
+def test_a_pipeline_that_cannot_work_is_refused(make: MakePipeline, parts: dict[str, Any], says: str) -> None:
     """At once, in one sentence, with the value."""
     with pytest.raises(ConfigError) as caught:
         make(**parts)

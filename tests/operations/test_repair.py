@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 
-from pgsnap import LocalStore, Pipeline, StoreError
+from pgsnap import LocalStore, StoreError
 from pgsnap.streams import Stream
-
-Make = Callable[..., Pipeline]
+from toys import FaultyStore, MakePipeline
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -36,7 +33,7 @@ def hurt(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["gone", "cut", "longer", "flip"])
 @pytest.mark.parametrize("name", ["shop.dump", "globals.sql", "RECOVER.txt"])
 @pytest.mark.parametrize("where", ["a", "b"])
-def test_damage_is_replaced_from_the_good_store(make: Make, tmp_path: Path, where: str, name: str, how: str) -> None:
+def test_damage_is_replaced_from_the_good_store(make: MakePipeline, tmp_path: Path, where: str, name: str, how: str) -> None:
     """Afterwards both stores are as they were, byte for byte, whichever of them was hurt; the exit code tells of it."""
     pipeline = make()
     folder = tmp_path / where / "shop" / pipeline.backup().id
@@ -49,7 +46,7 @@ def test_damage_is_replaced_from_the_good_store(make: Make, tmp_path: Path, wher
     assert (0, {}) == (pipeline.repair().exit_code, pipeline.repair().repaired)
 
 
-def test_each_store_heals_the_other(make: Make, tmp_path: Path) -> None:
+def test_each_store_heals_the_other(make: MakePipeline, tmp_path: Path) -> None:
     """Different objects damaged in each of two stores: neither has the backup whole, together they have."""
     pipeline = make()
     id = pipeline.backup().id
@@ -60,7 +57,7 @@ def test_each_store_heals_the_other(make: Make, tmp_path: Path) -> None:
     assert before == tree(tmp_path)
 
 
-def test_what_no_store_has_undamaged_stays_as_it_is(make: Make, tmp_path: Path) -> None:
+def test_what_no_store_has_undamaged_stays_as_it_is(make: MakePipeline, tmp_path: Path) -> None:
     """Nothing is replaced by something that is damaged too; what can be repaired is."""
     pipeline = make()
     id = pipeline.backup().id
@@ -75,7 +72,7 @@ def test_what_no_store_has_undamaged_stays_as_it_is(make: Make, tmp_path: Path) 
     assert any("shop.dump is damaged" in problem for problem in report.problems[str(tmp_path / "b")])
 
 
-def test_a_manifest_that_is_no_manifest_is_replaced(make: Make, tmp_path: Path) -> None:
+def test_a_manifest_that_is_no_manifest_is_replaced(make: MakePipeline, tmp_path: Path) -> None:
     """Where all others agree."""
     pipeline = make()
     id = pipeline.backup().id
@@ -87,7 +84,7 @@ def test_a_manifest_that_is_no_manifest_is_replaced(make: Make, tmp_path: Path) 
     assert before == tree(tmp_path)
 
 
-def test_manifests_that_differ_are_left_alone(make: Make, tmp_path: Path) -> None:
+def test_manifests_that_differ_are_left_alone(make: MakePipeline, tmp_path: Path) -> None:
     """Which is right cannot be known: nothing is changed."""
     pipeline = make()
     id = pipeline.backup().id
@@ -101,7 +98,7 @@ def test_manifests_that_differ_are_left_alone(make: Make, tmp_path: Path) -> Non
     assert any("differ" in problem for problem in report.problems[str(tmp_path / "a")])
 
 
-def test_a_store_that_cannot_be_read_is_not_overwritten(make: Make, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_read_is_not_overwritten(make: MakePipeline, tmp_path: Path) -> None:
     """An error of the network is no proof of damage."""
 
     @attrs.frozen(kw_only=True)
@@ -120,7 +117,7 @@ def test_a_store_that_cannot_be_read_is_not_overwritten(make: Make, tmp_path: Pa
     assert any("it could not be repaired" in problem for problem in report.problems[str(tmp_path / "b")])
 
 
-def test_the_only_store_cannot_be_repaired(make: Make, tmp_path: Path) -> None:
+def test_the_only_store_cannot_be_repaired(make: MakePipeline, tmp_path: Path) -> None:
     """It says that no other store holds the backup."""
     pipeline = make(stores=[str(tmp_path / "a")])
     hurt(tmp_path / "a" / "shop" / pipeline.backup().id / "shop.dump", "cut")
@@ -128,12 +125,12 @@ def test_the_only_store_cannot_be_repaired(make: Make, tmp_path: Path) -> None:
     assert "no other store holds this backup" in problems[-1]
 
 
-def test_a_replacement_that_fails_leaves_the_old(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_replacement_that_fails_leaves_the_old(make: MakePipeline, tmp_path: Path) -> None:
     """The damaged object stays until the new one is whole: it may still be of use to somebody."""
     pipeline = make()
     path = tmp_path / "b" / "shop" / pipeline.backup().id / "shop.dump"
     hurt(path, "flip")
     data = path.read_bytes()
-    bad = make(stores=[str(tmp_path / "a"), faulty(url=str(tmp_path / "b"), fail_write="shop.dump", after=1_000_000)])
+    bad = make(stores=[str(tmp_path / "a"), FaultyStore(url=str(tmp_path / "b"), fail_write="shop.dump", after=1_000_000)])
     assert 4 == bad.repair().exit_code
     assert data == path.read_bytes()

@@ -18,17 +18,18 @@ from pgsnap import LocalStore, Pipeline, RetentionPolicy
 from pgsnap.cli import cli
 from pgsnap.cli.session import Session
 from pgsnap.operations.status import PipelineStatus, openmetrics
+from toys import FaultyStore, FillPipeline, MakePipeline, ToyDumper
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = 3600.0
 
 
 @pytest.fixture
-def filled(make: Callable[..., Pipeline], toy: Any) -> Callable[..., Pipeline]:
+def filled(make: MakePipeline) -> FillPipeline:
     """Make a pipeline whose stores hold a backup of each of the given hours ago."""
 
     def fill(*hours: float, **parts: Any) -> Pipeline:
-        pipeline = make(**{"dump": toy(contents={"shop.dump": b"x" * 1000}), "auto_prune": False} | parts)
+        pipeline = make(**{"dump": ToyDumper(contents={"shop.dump": b"x" * 1000}), "auto_prune": False} | parts)
         for ago in hours:
             pipeline.backup(now=NOW - timedelta(hours=ago))
         return pipeline
@@ -40,7 +41,7 @@ def said(found: PipelineStatus, level: str) -> list[str]:
     return [f"{finding.subject}: {finding.text}" for finding in found.findings if finding.level == level]
 
 
-def test_all_is_well(filled: Any) -> None:
+def test_all_is_well(filled: FillPipeline) -> None:
     """Both stores have what the policy wants, and it is young enough."""
     found = filled(50, 26, 2, keep=RetentionPolicy(daily=3)).status(max_age=26 * HOUR, now=NOW)
     assert (0, []) == (found.exit_code, list(found.findings))
@@ -50,7 +51,7 @@ def test_all_is_well(filled: Any) -> None:
     assert all(store.last_size > 1000 and store.size > 3000 for store in found.stores)
 
 
-def test_too_old_in_one_store(filled: Any, tmp_path: Path) -> None:
+def test_too_old_in_one_store(filled: FillPipeline, tmp_path: Path) -> None:
     """Each store by itself: the other's new backup does not help."""
     pipeline = filled(50, 2)
     shutil.rmtree(next((tmp_path / "b" / "shop").glob(f"{NOW - timedelta(hours=2):%Y%m%dT%H%M}*")))
@@ -63,7 +64,7 @@ def test_too_old_in_one_store(filled: Any, tmp_path: Path) -> None:
     assert 3 == pipeline.status().exit_code
 
 
-def test_what_the_policy_would_not_keep_is_not_missing(filled: Any, tmp_path: Path) -> None:
+def test_what_the_policy_would_not_keep_is_not_missing(filled: FillPipeline, tmp_path: Path) -> None:
     """A local store that keeps two of six has all it should have."""
     stores = [LocalStore(url=str(tmp_path / "a"), keep=RetentionPolicy(last=2, min_good=1)), LocalStore(url=str(tmp_path / "b"))]
     pipeline = filled(6, 5, 4, 3, 2, 1, stores=stores)
@@ -71,27 +72,27 @@ def test_what_the_policy_would_not_keep_is_not_missing(filled: Any, tmp_path: Pa
     assert 0 == pipeline.status().exit_code
 
 
-def test_nothing_at_all(make: Any) -> None:
+def test_nothing_at_all(make: MakePipeline) -> None:
     """No backup is an error of each store."""
     found = make().status()
     assert (4, 2) == (found.exit_code, len(said(found, "error")))
     assert "it has no backup." in said(found, "error")[0]
 
 
-def test_a_store_that_cannot_be_asked(filled: Any, faulty: Any, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_asked(filled: FillPipeline, tmp_path: Path) -> None:
     """Exit code 3: what is there is good, as far as can be seen."""
     pipeline = filled(1)
-    pipeline = attrs.evolve(pipeline, stores=[pipeline.stores[0], faulty(url=str(tmp_path / "b"), offline=True)])
+    pipeline = attrs.evolve(pipeline, stores=[pipeline.stores[0], FaultyStore(url=str(tmp_path / "b"), offline=True)])
     found = pipeline.status(max_age=HOUR * 2)
     assert 3 == found.exit_code
     assert "it could not be asked" in said(found, "warning")[0]
 
 
-def test_a_suspect_is_told_until_it_is_acknowledged(filled: Any, toy: Any) -> None:
+def test_a_suspect_is_told_until_it_is_acknowledged(filled: FillPipeline) -> None:
     """With the command that ends it; and it is not the last good one."""
     pipeline = filled(3, 2)
     good = pipeline.backups().backups[-1].id
-    small = attrs.evolve(pipeline, dump=toy(contents={"shop.dump": b"x"})).backup()
+    small = attrs.evolve(pipeline, dump=ToyDumper(contents={"shop.dump": b"x"})).backup()
     found = pipeline.status()
     assert 4 == found.exit_code
     assert f"pgsnap ack {small.id}" in said(found, "error")[0]
@@ -101,7 +102,7 @@ def test_a_suspect_is_told_until_it_is_acknowledged(filled: Any, toy: Any) -> No
     assert small.id == pipeline.status().stores[0].last_good
 
 
-def test_copies_that_differ(filled: Any, tmp_path: Path) -> None:
+def test_copies_that_differ(filled: FillPipeline, tmp_path: Path) -> None:
     """An object of another size in one store, or another manifest of the newest."""
     pipeline = filled(2, 1)
     for path in (tmp_path / "b" / "shop").glob("*/shop.dump"):
@@ -111,7 +112,7 @@ def test_copies_that_differ(filled: Any, tmp_path: Path) -> None:
     assert "differ in shop.dump; run: pgsnap verify shop -b" in said(found, "error")[0]
 
 
-def test_a_verification_is_a_proof(filled: Any, tmp_path: Path) -> None:
+def test_a_verification_is_a_proof(filled: FillPipeline, tmp_path: Path) -> None:
     """It is recorded; a damaged copy is no good one there, freezes pruning, and is told; a repaired one is good again."""
     pipeline = filled(30, 1, keep=RetentionPolicy(last=1, min_good=1))
     newest = pipeline.backups().backups[-1].id
@@ -143,7 +144,7 @@ def test_a_verification_is_a_proof(filled: Any, tmp_path: Path) -> None:
     assert 0 == pipeline.status().exit_code
 
 
-def test_an_unreachable_store_records_nothing(filled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_records_nothing(filled: FillPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That a copy could not be read says nothing about it."""
     from pgsnap import StoreError
 
@@ -158,7 +159,7 @@ def test_an_unreachable_store_records_nothing(filled: Any, tmp_path: Path, monke
     assert [] == list(tmp_path.rglob("verify-*"))
 
 
-def test_a_newer_format_is_not_damage(filled: Any, tmp_path: Path) -> None:
+def test_a_newer_format_is_not_damage(filled: FillPipeline, tmp_path: Path) -> None:
     """It fails the verification, and is not held against the backup."""
     pipeline = filled(1)
     for path in tmp_path.rglob("manifest.json"):
@@ -167,7 +168,7 @@ def test_a_newer_format_is_not_damage(filled: Any, tmp_path: Path) -> None:
     assert [] == list(tmp_path.rglob("verify-*"))
 
 
-def test_gaps_are_worth_knowing_and_no_error(filled: Any) -> None:
+def test_gaps_are_worth_knowing_and_no_error(filled: FillPipeline) -> None:
     """A policy that wants seven days, of which one has none."""
     found = filled(24 * 5, 24 * 3, 0, keep=RetentionPolicy(daily=7)).status(max_age=HOUR * 26)
     assert 0 == found.exit_code
@@ -178,7 +179,7 @@ def test_gaps_are_worth_knowing_and_no_error(filled: Any) -> None:
 LINE = re.compile(r'[a-z_]+\{[a-z]+="(?:[^"\\]|\\.)*"(?:,[a-z]+="(?:[^"\\]|\\.)*")*\} -?[0-9.e+-]+')
 
 
-def test_openmetrics(filled: Any) -> None:
+def test_openmetrics(filled: FillPipeline) -> None:
     """Each family once, with type and help before its samples, a unit that ends its name, and an end."""
     pipeline = filled(2, 1, keep=RetentionPolicy(daily=7))
     pipeline.verify()
@@ -227,7 +228,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     return run
 
 
-def test_the_command_status(filled: Any, command: Any, tmp_path: Path) -> None:
+def test_the_command_status(filled: FillPipeline, command: Any, tmp_path: Path) -> None:
     """A table, JSON and a file; and the exit code of a probe."""
     filled(30, 1)
     code, out, _ = command("status", "--max-age", "26h", "--openmetrics", str(tmp_path / "pgsnap.prom"))
@@ -245,7 +246,7 @@ def test_the_command_status(filled: Any, command: Any, tmp_path: Path) -> None:
     assert 2 == code
 
 
-def test_the_command_prune(filled: Any, command: Any) -> None:
+def test_the_command_prune(filled: FillPipeline, command: Any) -> None:
     """Explained, as JSON, and done."""
     pipeline = filled(30, 2, 1)
     code, out, err = command("prune", "--dry-run", "--explain")
@@ -259,7 +260,7 @@ def test_the_command_prune(filled: Any, command: Any) -> None:
     assert 1 == len(pipeline.backups().backups)
 
 
-def test_the_commands_of_marks(filled: Any, command: Any) -> None:
+def test_the_commands_of_marks(filled: FillPipeline, command: Any) -> None:
     """hold, release, ack and delete find the pipeline by the id; list shows the state."""
     pipeline = filled(30, 20, 2, 1)
     first = pipeline.backups().backups[0].id

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 
-from pgsnap import LocalStore, Pipeline, RetentionPolicy
+from pgsnap import LocalStore, RetentionPolicy
 from pgsnap.components.events import Finished, Summary
 from pgsnap.operations.summary import LastBackup, is_due, last_backup, summarize
 from remember import Remember
+from toys import FaultyStore, MakePipeline, ToyDumper
 
-Make = Callable[..., Pipeline]
 NEVER = "30000101T000000Z-0000"
 
 
@@ -23,7 +21,7 @@ def at(day: int, hour: int = 8) -> datetime:
     return datetime(2026, 11, day, hour, tzinfo=UTC)
 
 
-def test_the_backup_before_is_found(make: Make) -> None:
+def test_the_backup_before_is_found(make: MakePipeline) -> None:
     """The newest committed one before an id, with its sizes; none where there is none."""
     pipeline = make()
     assert None is last_backup(pipeline, NEVER)
@@ -36,9 +34,9 @@ def test_the_backup_before_is_found(make: Make) -> None:
     assert None is last_backup(pipeline, first.id)
 
 
-def test_a_sick_store_or_manifest_spoils_nothing(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_sick_store_or_manifest_spoils_nothing(make: MakePipeline, tmp_path: Path) -> None:
     """Another store is asked; a manifest that cannot be read leaves the sizes out."""
-    stores = [faulty(url=str(tmp_path / "b"), offline=True), LocalStore(url=str(tmp_path / "a"), fsync=False)]
+    stores = [FaultyStore(url=str(tmp_path / "b"), offline=True), LocalStore(url=str(tmp_path / "a"), fsync=False)]
     pipeline = make(stores=stores)
     report = pipeline.backup(now=at(20))
     found = last_backup(pipeline, NEVER)
@@ -48,11 +46,11 @@ def test_a_sick_store_or_manifest_spoils_nothing(make: Make, faulty: Any, tmp_pa
     assert LastBackup(id=report.id) == last_backup(pipeline, NEVER)
 
 
-def test_sizes_are_told_against_last_time(make: Make, toy: Any) -> None:
+def test_sizes_are_told_against_last_time(make: MakePipeline) -> None:
     """The second message knows the first backup's size."""
     remember = Remember(on=("succeeded",))
-    make(notifiers=[remember], dump=toy(contents={"shop.dump": b"x" * 1000})).backup(now=at(20))
-    make(notifiers=[remember], dump=toy(contents={"shop.dump": b"x" * 1500})).backup(now=at(21))
+    make(notifiers=[remember], dump=ToyDumper(contents={"shop.dump": b"x" * 1000})).backup(now=at(20))
+    make(notifiers=[remember], dump=ToyDumper(contents={"shop.dump": b"x" * 1500})).backup(now=at(21))
     first, second = remember.events
     assert isinstance(first, Finished)
     assert isinstance(second, Finished)
@@ -75,7 +73,7 @@ def test_sizes_are_told_against_last_time(make: Make, toy: Any) -> None:
         ("monthly", "UTC", at(1), at(30), False),
     ],
 )
-def test_when_a_summary_is_due(make: Make, every: str, zone: str, before: datetime, when: datetime, due: bool) -> None:
+def test_when_a_summary_is_due(make: MakePipeline, every: str, zone: str, before: datetime, when: datetime, due: bool) -> None:
     """At the first run of a period, in the pipeline's zone; the backups themselves are the memory."""
     pipeline = make(summary=every, timezone=zone)
     last = LastBackup(id=f"{before:%Y%m%dT%H%M%SZ}-0000")
@@ -83,7 +81,7 @@ def test_when_a_summary_is_due(make: Make, every: str, zone: str, before: dateti
     assert not is_due(pipeline, None, when)
 
 
-def test_the_summary_counts_and_compares(make: Make, toy: Any, tmp_path: Path) -> None:
+def test_the_summary_counts_and_compares(make: MakePipeline, tmp_path: Path) -> None:
     """What was made in the period, what each store has, the trend, and the last proof."""
     pipeline = make()
     ids = [pipeline.backup(now=at(day)).id for day in (1, 20, 21, 22)]
@@ -102,16 +100,16 @@ def test_the_summary_counts_and_compares(make: Make, toy: Any, tmp_path: Path) -
     assert "never proved by a drill" in facts[pipeline.stores[1].label]
 
 
-def test_a_summary_of_nothing_and_of_a_store_that_is_away(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_summary_of_nothing_and_of_a_store_that_is_away(make: MakePipeline, tmp_path: Path) -> None:
     """It says so, as a warning."""
-    pipeline = make(stores=[faulty(url=str(tmp_path / "b"), offline=True), str(tmp_path / "a")])
+    pipeline = make(stores=[FaultyStore(url=str(tmp_path / "b"), offline=True), str(tmp_path / "a")])
     found = summarize(pipeline)
     assert ("warning", "shop: there is no backup at all.") == (found.level, found.text)
     assert "it is offline" in found.stores[0].error
     assert "it is offline" in dict(found.facts)[pipeline.stores[0].label]
 
 
-def test_the_first_run_of_a_week_sends_it(make: Make) -> None:
+def test_the_first_run_of_a_week_sends_it(make: MakePipeline) -> None:
     """Once, after the run's own message."""
     remember = Remember(on=("succeeded", "summary"))
     pipeline = make(notifiers=[remember], summary="weekly")
@@ -121,7 +119,7 @@ def test_the_first_run_of_a_week_sends_it(make: Make) -> None:
     assert isinstance(remember.events[3], Summary)
 
 
-def test_the_summary_says_when_the_next_backup_goes(make: Make) -> None:
+def test_the_summary_says_when_the_next_backup_goes(make: MakePipeline) -> None:
     """By the policy of each store, if one backup a day follows; a policy that keeps everything lets none go."""
     pipeline = make(keep=RetentionPolicy(daily=7))
     for day in (16, 17, 18, 19, 20):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from desk import Desk
 from waiting import wait_for
 
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
@@ -27,7 +28,7 @@ def partial_size(folder: Path) -> int:
     return max(sizes, default=0)
 
 
-def nothing_is_left(desk: Any, url: str, sessions_of: Any) -> None:
+def nothing_is_left(desk: Desk, url: str, sessions_of: Any) -> None:
     """No committed backup, no file, and in a moment no session on the server."""
     assert [] == desk.committed("one") + desk.committed("two")
     assert [] == desk.files("one") + desk.files("two")
@@ -37,7 +38,7 @@ def nothing_is_left(desk: Any, url: str, sessions_of: Any) -> None:
 @pytest.mark.parametrize("reached", [1, 2_000_000, 9_000_000])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_pg_dump_is_killed(
-    desk: Any, big_url: str, children_of: Any, sessions_of: Any, number: signal.Signals, reached: int
+    desk: Desk, big_url: str, children_of: Any, sessions_of: Any, number: signal.Signals, reached: int
 ) -> None:
     """The run fails, names the signal, leaves nothing, and the other processes are gone."""
     desk.configure(dump='compress = "none"')
@@ -54,7 +55,7 @@ def test_pg_dump_is_killed(
 @pytest.mark.parametrize("reached", [1, 4_000_000])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_pgsnap_is_told_to_stop(
-    desk: Any, big_url: str, children_of: Any, sessions_of: Any, number: signal.Signals, reached: int
+    desk: Desk, big_url: str, children_of: Any, sessions_of: Any, number: signal.Signals, reached: int
 ) -> None:
     """It cleans up, says which signal it was, exits with 1, and leaves no child."""
     desk.configure(dump='compress = "none"')
@@ -71,7 +72,7 @@ def test_pgsnap_is_told_to_stop(
 
 
 @pytest.mark.parametrize("reached", [1, 3_000_000, 9_000_000])
-def test_pgsnap_is_killed_outright(desk: Any, big_url: str, children_of: Any, sessions_of: Any, reached: int) -> None:
+def test_pgsnap_is_killed_outright(desk: Desk, big_url: str, children_of: Any, sessions_of: Any, reached: int) -> None:
     """Nothing is committed; its children end by themselves; the next run works and the rest is not listed as a backup."""
     desk.configure(dump='compress = "none"')
     process = desk.start("backup", DATABASE_URL=big_url)
@@ -91,7 +92,7 @@ def test_pgsnap_is_killed_outright(desk: Any, big_url: str, children_of: Any, se
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 1_000, 10_000, 1_000_000, 5_000_000])
 @pytest.mark.parametrize("form", ["custom", "plain"])
-def test_a_dump_that_ends_early_with_status_0(desk: Any, big_url: str, fake_pg_dump: Any, form: str, kept: int) -> None:
+def test_a_dump_that_ends_early_with_status_0(desk: Desk, big_url: str, fake_pg_dump: Any, form: str, kept: int) -> None:
     """An exit status of 0 is not believed: the dump's own structure is checked."""
     programs = fake_pg_dump(f'"$REAL" "$@" | head -c {kept}\nexit 0')
     desk.configure(dump=f'format = "{form}"\ncompress = "none"\nbindir = "{programs}"')
@@ -101,7 +102,7 @@ def test_a_dump_that_ends_early_with_status_0(desk: Any, big_url: str, fake_pg_d
     assert [] == desk.files("one") + desk.files("two")
 
 
-def test_a_dump_that_fails_after_its_last_byte(desk: Any, big_url: str, fake_pg_dump: Any) -> None:
+def test_a_dump_that_fails_after_its_last_byte(desk: Desk, big_url: str, fake_pg_dump: Any) -> None:
     """All bytes came, and then it failed: there is no backup, and the message is pg_dump's."""
     programs = fake_pg_dump('"$REAL" "$@"\necho "pg_dump: error: the end" >&2\nexit 3')
     desk.configure(dump=f'bindir = "{programs}"')
@@ -112,7 +113,7 @@ def test_a_dump_that_fails_after_its_last_byte(desk: Any, big_url: str, fake_pg_
 
 
 @pytest.mark.parametrize("megabytes", [1, 3])
-def test_a_full_disk(desk: Any, big_url: str, megabytes: int) -> None:
+def test_a_full_disk(desk: Desk, big_url: str, megabytes: int) -> None:
     """Under a limit on the size of files (as a full disk gives) no store gets a backup, each is named, nothing is left."""
     desk.configure(dump='compress = "none"')
     limited = subprocess.run(
@@ -129,7 +130,7 @@ def test_a_full_disk(desk: Any, big_url: str, megabytes: int) -> None:
     assert [] == desk.files("one") + desk.files("two")
 
 
-def test_a_really_full_disk(desk: Any, big_url: str, tmp_path: Path) -> None:
+def test_a_really_full_disk(desk: Desk, big_url: str, tmp_path: Path) -> None:
     """One of two stores is on a file system of 8 MiB: it drops out by name, the other has its backup, the exit code is 3."""
     small = tmp_path / "small"
     small.mkdir()

@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from desk import Desk
+
 
 def counting_pg_dump(folder: Path, real: Path) -> tuple[str, Path]:
     """Make a folder of client programs whose pg_dump writes a line for each dump that it takes."""
@@ -23,7 +25,7 @@ def counting_pg_dump(folder: Path, real: Path) -> tuple[str, Path]:
     return str(folder), log
 
 
-def test_three_stores_get_the_same_bytes_of_one_dump(desk: Any, big_url: str, server17: Any, tmp_path: Path) -> None:
+def test_three_stores_get_the_same_bytes_of_one_dump(desk: Desk, big_url: str, server17: Any, tmp_path: Path) -> None:
     """One pg_dump ran; the folders are the same, byte for byte."""
     programs, log = counting_pg_dump(tmp_path / "bin", Path(server17.bindir))
     desk.configure(stores=("one", "two", "three"), dump=f'bindir = "{programs}"')
@@ -35,7 +37,7 @@ def test_three_stores_get_the_same_bytes_of_one_dump(desk: Any, big_url: str, se
         assert first == {path.name: path.read_bytes() for path in desk.files(store)}
 
 
-def test_a_failing_store_drops_out_and_catches_up_by_copy(desk: Any, big_url: str, server17: Any, tmp_path: Path) -> None:
+def test_a_failing_store_drops_out_and_catches_up_by_copy(desk: Desk, big_url: str, server17: Any, tmp_path: Path) -> None:
     """Exit code 3 and the store named; then ``copy`` brings it up to date from the good one, with no dump and no database."""
     programs, log = counting_pg_dump(tmp_path / "bin", Path(server17.bindir))
     blocked = tmp_path / "blocked"
@@ -58,7 +60,7 @@ def test_a_failing_store_drops_out_and_catches_up_by_copy(desk: Any, big_url: st
     assert "nothing was missing" in desk.run("copy").stderr
 
 
-def test_the_quorum_decides_whether_a_run_has_failed(desk: Any, big_url: str, tmp_path: Path) -> None:
+def test_the_quorum_decides_whether_a_run_has_failed(desk: Desk, big_url: str, tmp_path: Path) -> None:
     """With a quorum of two, one store is not enough: exit code 1, and it says where the backup is kept."""
     (tmp_path / "blocked").write_text("")
     desk.configure(stores=("one", "blocked/two"), more="quorum = 2")
@@ -78,7 +80,7 @@ def digest(url: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("hurt", ["first", "second"])
-def test_a_restore_takes_the_good_copy(desk: Any, big_url: str, server17: Any, make_db: Any, hurt: str) -> None:
+def test_a_restore_takes_the_good_copy(desk: Desk, big_url: str, server17: Any, make_db: Any, hurt: str) -> None:
     """Whichever store is damaged, the restore is whole, and says what it found."""
     desk.configure()
     assert 0 == desk.run("backup", DATABASE_URL=big_url).returncode

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from desk import Desk
 from pgsnap_postgres.server import throwaway_server
 
 ZSTD = '[[pipeline.shop.transform]]\nuse = "zstd"\n'
@@ -70,7 +71,7 @@ def without_pgsnap(folder: Path, programs: Path, *more: str) -> dict[str, str]:
     ["none", "gzip", pytest.param("zstd", marks=pytest.mark.uses_programs), pytest.param("age", marks=pytest.mark.uses_programs)],
 )
 def test_recover_txt_restores_into_an_empty_server(
-    desk: Any, server17: Any, make_shop: Any, tmp_path: Path, form: str, stages: str
+    desk: Desk, server17: Any, make_shop: Any, tmp_path: Path, form: str, stages: str
 ) -> None:
     """A new server, a copy of the backup's folder, ``sh RECOVER.txt``: the shop is there, whole, with its roles and settings."""
     key = tmp_path / "key.txt"
@@ -107,7 +108,7 @@ def test_recover_txt_restores_into_an_empty_server(
         subprocess.run(["md5sum", "-c", sidecar.name], cwd=copy, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_damaged_copy_is_noticed_by_the_first_line(desk: Any, server17: Any, make_shop: Any, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_noticed_by_the_first_line(desk: Desk, server17: Any, make_shop: Any, tmp_path: Path) -> None:
     """``sha256sum -c`` fails and nothing after it runs."""
     desk.configure()
     url = make_shop(server17)
@@ -124,7 +125,7 @@ def test_a_damaged_copy_is_noticed_by_the_first_line(desk: Any, server17: Any, m
     assert "psql" not in done.stderr
 
 
-def test_recover_txt_names_nothing_of_the_source(desk: Any, server17: Any, make_shop: Any) -> None:
+def test_recover_txt_names_nothing_of_the_source(desk: Desk, server17: Any, make_shop: Any) -> None:
     """No host, no user, no URL, no database name, which could be code to a shell."""
     desk.configure()
     url = make_shop(server17)

@@ -10,13 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from desk import Desk
 from waiting import wait_for
 
 POLICY = "keep = { last = 1, min_good = 1 }"
 
 
 @pytest.fixture
-def waiting(desk: Any, fake_pg_dump: Any, tmp_path: Path) -> Path:
+def waiting(desk: Desk, fake_pg_dump: Any, tmp_path: Path) -> Path:
     """Configure a dump that writes some of it, and waits for the file returned before it writes the rest."""
     gate = tmp_path / "gate"
     wait = f"touch '{gate}.begun'; while [ ! -e '{gate}' ]; do sleep 0.05; done"
@@ -25,7 +26,7 @@ def waiting(desk: Any, fake_pg_dump: Any, tmp_path: Path) -> Path:
     return gate
 
 
-def test_two_backups_at_once(desk: Any, big_url: str, waiting: Path) -> None:
+def test_two_backups_at_once(desk: Desk, big_url: str, waiting: Path) -> None:
     """Exactly one runs; the other ends with code 75 and names it, and leaves nothing behind."""
     first = desk.start("backup", DATABASE_URL=big_url)
     wait_for(Path(f"{waiting}.begun").exists, "the first dump to begin")
@@ -40,7 +41,7 @@ def test_two_backups_at_once(desk: Any, big_url: str, waiting: Path) -> None:
     assert {path.parent for path in desk.files("one")} == set(desk.committed("one"))
 
 
-def test_many_backups_at_once(desk: Any, big_url: str) -> None:
+def test_many_backups_at_once(desk: Desk, big_url: str) -> None:
     """Started in the same moment: at least one makes a backup, the others are busy, and none does anything else."""
     desk.configure(more=POLICY)
     runs = [desk.start("backup", DATABASE_URL=big_url) for _ in range(3)]
@@ -50,7 +51,7 @@ def test_many_backups_at_once(desk: Any, big_url: str) -> None:
     assert 0 == desk.run("verify", "--all").returncode
 
 
-def test_a_prune_beside_a_running_backup(desk: Any, big_url: str, waiting: Path) -> None:
+def test_a_prune_beside_a_running_backup(desk: Desk, big_url: str, waiting: Path) -> None:
     """However old the objects of the run look: its sign of life protects them, and it ends well."""
     first = desk.start("backup", DATABASE_URL=big_url)
     wait_for(Path(f"{waiting}.begun").exists, "the dump to begin")
@@ -71,7 +72,7 @@ def test_a_prune_beside_a_running_backup(desk: Any, big_url: str, waiting: Path)
     assert 0 == done.returncode, done.stderr
 
 
-def test_an_emptied_database_does_not_push_the_good_ones_out(desk: Any, make_db: Any, server17: Any) -> None:
+def test_an_emptied_database_does_not_push_the_good_ones_out(desk: Desk, make_db: Any, server17: Any) -> None:
     """Four runs on a truncated database under ``last = 1``: the backup with the rows is still there."""
     desk.configure(more=POLICY, stores=("one",), dump='compress = "none"')
     url = make_db(server17)
@@ -97,7 +98,7 @@ def test_an_emptied_database_does_not_push_the_good_ones_out(desk: Any, make_db:
     assert 1 == len(desk.committed()), done.stderr
 
 
-def test_another_database_under_the_same_name_is_suspect(desk: Any, make_db: Any, server17: Any) -> None:
+def test_another_database_under_the_same_name_is_suspect(desk: Desk, make_db: Any, server17: Any) -> None:
     """A URL that leads to the wrong server or database is noticed by the identity, whatever the size."""
     desk.configure(stores=("one",))
     assert 0 == desk.run("backup", DATABASE_URL=make_db(server17)).returncode
@@ -107,7 +108,7 @@ def test_another_database_under_the_same_name_is_suspect(desk: Any, make_db: Any
     assert "database oid" in done.stderr
 
 
-def test_a_prune_by_another_key(desk: Any, big_url: str) -> None:
+def test_a_prune_by_another_key(desk: Desk, big_url: str) -> None:
     """With auto_prune off the backup deletes nothing; the command does, elsewhere."""
     desk.configure(more=POLICY + "\nauto_prune = false", stores=("one",))
     for _ in range(2):

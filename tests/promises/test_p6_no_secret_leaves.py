@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 import pgsnap
+from desk import Desk
 
 PASSWORD = "p6-c4nary-71/Pa ss@wörd'%\"$(x)"
 FORMS = {PASSWORD, quote(PASSWORD, safe=""), "p6-c4nary-71"}
@@ -36,7 +37,7 @@ def leaks(text: str) -> set[str]:
     return {form for form in FORMS if form in text}
 
 
-def watched(desk: Any, *arguments: str, **env: str) -> tuple[int, str]:
+def watched(desk: Desk, *arguments: str, **env: str) -> tuple[int, str]:
     """Run the command and read every process's command line all the while; return the exit code and all that was seen."""
     process = desk.start("-v", *arguments, **env)
     seen: set[str] = set()
@@ -56,7 +57,7 @@ AGE = '[[pipeline.shop.transform]]\nuse = "age"\nrecipients = ["{0}"]\n'
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_backup_and_a_restore_show_no_secret(desk: Any, guarded: str, log_format: str) -> None:
+def test_a_backup_and_a_restore_show_no_secret(desk: Desk, guarded: str, log_format: str) -> None:
     """Neither the database's password nor the private key, in any output, command line or stored file."""
     public = desk.run("keygen", "-o", "key.txt").stdout.strip()
     lines = (desk.folder / "key.txt").read_text().splitlines()
@@ -100,7 +101,7 @@ def test_a_backup_and_a_restore_show_no_secret(desk: Any, guarded: str, log_form
         lambda url: url.replace("127.0.0.1:", "127.0.0.1:port"),
     ],
 )
-def test_no_error_shows_the_url(desk: Any, guarded: str, change: Any) -> None:
+def test_no_error_shows_the_url(desk: Desk, guarded: str, change: Any) -> None:
     """However the URL is wrong, the sentence about it does not repeat it; nor does the traceback of ``-v``."""
     desk.configure()
     changed = change(guarded)
@@ -129,7 +130,7 @@ def test_reprs_and_pickles_of_errors_hide_it(guarded: str, tmp_path: Path) -> No
     assert 0 == pickle.loads(pickle.dumps(pipeline)).backup().exit_code
 
 
-def test_a_password_in_to_is_refused(desk: Any, guarded: str) -> None:
+def test_a_password_in_to_is_refused(desk: Desk, guarded: str) -> None:
     """It would be in argv for all to read; the way out is named, and the refusal does not repeat it."""
     desk.configure()
     done = desk.run("restore", "--to", guarded)

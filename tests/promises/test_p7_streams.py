@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from desk import Desk
+
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 MIB = 1 << 20
 
@@ -51,7 +53,7 @@ TAIL
     return str(folder)
 
 
-def peak(desk: Any, *arguments: str, **env: str) -> int:
+def peak(desk: Desk, *arguments: str, **env: str) -> int:
     """Run the command in a folder it cannot use for scratch files; return the peak memory in bytes of it or a child of it."""
     nowhere = desk.folder / "nowhere"
     reader, writer = os.pipe()
@@ -75,7 +77,7 @@ def peak(desk: Any, *arguments: str, **env: str) -> int:
 
 
 @pytest.mark.parametrize("stage", ["zstd", "gzip"])
-def test_memory_does_not_grow_with_the_database(desk: Any, big_url: str, server17: Any, tmp_path: Path, stage: str) -> None:
+def test_memory_does_not_grow_with_the_database(desk: Desk, big_url: str, server17: Any, tmp_path: Path, stage: str) -> None:
     """Ten times the bytes, the same memory (within 16 MiB), under 100 MiB, with three stores, encryption and every digest."""
     public = desk.run("keygen", "-o", "key.txt").stdout.strip()
     transforms = (
@@ -99,7 +101,7 @@ def test_memory_does_not_grow_with_the_database(desk: Any, big_url: str, server1
     assert large_verify - small_verify <= 40 * MIB  # the small backup does not fill a block of 16 MiB
 
 
-def test_nothing_is_written_outside_the_stores(desk: Any, big_url: str, server17: Any, make_db: Any, tmp_path: Path) -> None:
+def test_nothing_is_written_outside_the_stores(desk: Desk, big_url: str, server17: Any, make_db: Any, tmp_path: Path) -> None:
     """With a TMPDIR that does not exist, a HOME that cannot hold a file larger than nothing: backup, copy, verify, restore."""
     desk.configure(stores=("one",))
     env = {"TMPDIR": str(tmp_path / "nowhere"), "DATABASE_URL": big_url, "TARGET": make_db(server17)}

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsnap import ConfigError, Pipeline, RetentionPolicy
+from pgsnap import ConfigError, RetentionPolicy
 from pgsnap.repository.guard import Guard, check
 from pgsnap.repository.manifest import ArtifactRecord, Manifest, StageRecord
+from toys import MakePipeline, ToyDumper
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -138,17 +139,17 @@ def test_any_history_of_sizes(new: int, history: list[int], share: float, last: 
 
 
 @pytest.fixture
-def days(make: Callable[..., Pipeline], toy: Any) -> Callable[..., Any]:
+def days(make: MakePipeline) -> Callable[..., Any]:
     """Back up a database of so many bytes on a day, counted from the first."""
 
     def run(day: int, size: int, **parts: Any) -> Any:
-        pipeline = make(dump=toy(contents={"shop.dump": b"x" * size}), **parts)
+        pipeline = make(dump=ToyDumper(contents={"shop.dump": b"x" * size}), **parts)
         return pipeline.backup(now=NOW - timedelta(days=100 - day))
 
     return run
 
 
-def test_a_collapse_is_kept_reported_and_not_counted(days: Any, make: Any, tmp_path: Path) -> None:
+def test_a_collapse_is_kept_reported_and_not_counted(days: Any, make: MakePipeline, tmp_path: Path) -> None:
     """It is committed with suspect.json, the exit code is 4, nothing is pruned; after the ack it is the new measure, once."""
 
     keep = RetentionPolicy(last=1, min_good=1)
@@ -181,7 +182,7 @@ def test_a_collapse_is_kept_reported_and_not_counted(days: Any, make: Any, tmp_p
     assert [later.id] == [b.id for b in pipeline.backups().backups]
 
 
-def test_an_old_acknowledged_collapse_is_the_measure_for_what_comes(days: Any, make: Any) -> None:
+def test_an_old_acknowledged_collapse_is_the_measure_for_what_comes(days: Any, make: MakePipeline) -> None:
     """A real clean-up is acknowledged once: the next small ones are not compared with the time before."""
     days(0, 100_000)
     small = days(1, 100)
@@ -191,7 +192,7 @@ def test_an_old_acknowledged_collapse_is_the_measure_for_what_comes(days: Any, m
     assert days(5, 10).suspect
 
 
-def test_prune_looks_again(days: Any, make: Any) -> None:
+def test_prune_looks_again(days: Any, make: MakePipeline) -> None:
     """A run that could not read its history (a key that only writes) leaves the judgement to prune and status."""
 
     for day in range(3):
@@ -204,7 +205,7 @@ def test_prune_looks_again(days: Any, make: Any) -> None:
     assert 4 == len(make().backups().backups)
 
 
-def test_a_history_that_cannot_be_read_does_not_fail_the_run(days: Any, make: Any, faulty: Any, tmp_path: Path) -> None:
+def test_a_history_that_cannot_be_read_does_not_fail_the_run(days: Any, make: MakePipeline, tmp_path: Path) -> None:
     """The backup is what counts."""
     days(0, 100_000)
     for path in tmp_path.rglob("manifest.json"):
@@ -212,7 +213,7 @@ def test_a_history_that_cannot_be_read_does_not_fail_the_run(days: Any, make: An
     assert () == days(1, 100).suspect
 
 
-def test_a_copied_suspect_stays_suspect(days: Any, make: Any, tmp_path: Path) -> None:
+def test_a_copied_suspect_stays_suspect(days: Any, make: MakePipeline, tmp_path: Path) -> None:
     """suspect.json is one of the files that the manifest lists, so it goes where the backup goes."""
     import shutil
 
@@ -223,7 +224,7 @@ def test_a_copied_suspect_stays_suspect(days: Any, make: Any, tmp_path: Path) ->
     assert (tmp_path / "b" / "shop" / report.id / "suspect.json").exists()
 
 
-def test_the_guard_is_an_option_of_the_pipeline(make: Any) -> None:
+def test_the_guard_is_an_option_of_the_pipeline(make: MakePipeline) -> None:
     """And has defaults."""
     assert Guard() == make().guard
     assert 3 == make(guard=attrs.evolve(Guard(), last=3)).guard.last

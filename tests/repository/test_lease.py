@@ -9,12 +9,12 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pgsnap import BusyError, FsspecStore, LocalStore, Run, StoreError
 from pgsnap.repository.lease import lease
+from toys import FaultyStore, MakePipeline
 
 WORKER = """
 import os, sys, time
@@ -84,14 +84,14 @@ def test_a_store_without_times_goes_by_what_the_lease_says(tmp_path: Path, monke
             pass
 
 
-def test_a_store_that_lists_too_late_is_refused(tmp_path: Path, faulty: Any) -> None:
+def test_a_store_that_lists_too_late_is_refused(tmp_path: Path) -> None:
     """The lease that was just written is not there: the store's listings cannot be trusted."""
-    store = faulty(url=str(tmp_path), lose=".json")
+    store = FaultyStore(url=str(tmp_path), lose=".json")
     with pytest.raises(StoreError, match="was written and is not listed"), lease(store, "shop", "prune", Run("shop")):
         pytest.fail("it is inside")
 
 
-def test_a_copy_waits_for_a_prune(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_waits_for_a_prune(make: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 75, and nothing was copied."""
 
     monkeypatch.setattr("pgsnap.repository.lease.time.sleep", lambda _: None)

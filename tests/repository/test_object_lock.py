@@ -14,6 +14,7 @@ from pgsnap import Denied, LocalStore, NotFound, Pipeline, RetentionPolicy, Stor
 from pgsnap.repository import object_lock as locks
 from pgsnap.streams import Chunks
 from pgsnap.testing import StoreConformance
+from toys import MakePipeline, ToyDumper
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
@@ -82,12 +83,12 @@ class TestLockingStore(StoreConformance):
 
 
 @pytest.fixture
-def filled(make: Callable[..., Pipeline], toy: Any, tmp_path: Path) -> Callable[..., tuple[Pipeline, LockingStore]]:
+def filled(make: MakePipeline, tmp_path: Path) -> Callable[..., tuple[Pipeline, LockingStore]]:
     """Make a pipeline with one store, which holds backups of the given days ago, each locked from its own day on."""
 
     def fill(*days: int, **parts: Any) -> tuple[Pipeline, LockingStore]:
         store = LockingStore(url=str(tmp_path / "locked"))
-        options = {"dump": toy(contents={"shop.dump": b"x" * 1000}), "stores": [store], "auto_prune": False}
+        options = {"dump": ToyDumper(contents={"shop.dump": b"x" * 1000}), "stores": [store], "auto_prune": False}
         pipeline = make(**options | parts)
         for ago in days:
             store.clock[0] = NOW - ago * DAY
@@ -156,10 +157,10 @@ def test_a_dry_run_tells_and_extends_nothing(filled: Any) -> None:
     assert (tuple(ids(pipeline)[:1]), []) == (report.stores[0].extended, store.extended)
 
 
-def test_while_nothing_is_deleted_locks_go_on(filled: Any, toy: Any) -> None:
+def test_while_nothing_is_deleted_locks_go_on(filled: Any) -> None:
     """A suspect backup freezes deletions for as long as nobody looks; what is good must not lose its locks meanwhile."""
     pipeline, store = filled(20, 19, 18, keep=RetentionPolicy(last=1, min_good=1))
-    collapsed = attrs.evolve(pipeline, dump=toy(contents={"shop.dump": b"x"})).backup()
+    collapsed = attrs.evolve(pipeline, dump=ToyDumper(contents={"shop.dump": b"x"})).backup()
     assert 4 == collapsed.exit_code
     report = pipeline.prune(now=NOW)
     newest = ids(pipeline)[-2]

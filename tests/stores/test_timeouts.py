@@ -24,14 +24,15 @@ from typing import Any
 import attrs
 import pytest
 
+from desk import Desk
 from pgsnap import Entry, Finding, FsspecStore, LocalStore, Pipeline, RetentionPolicy, Run, Store, StoreError
 from pgsnap.errors import Denied
 from pgsnap.repository.store_set import StoreSet
 from pgsnap.stores.timeouts import Limits, TimeLimitedStore
 from pgsnap.streams import CHUNK, Chunks, Stream
 from pgsnap.testing import StoreConformance
+from toys import FaultyStore, MakePipeline, ToyDumper
 
-Make = Callable[..., Pipeline]
 PROGRAM = str(Path(sys.executable).with_name("pgsnap"))
 SHORT = 1.0
 """Seconds that a store is given here. All that does answer does so in milliseconds."""
@@ -93,7 +94,7 @@ class Hanging(LocalStore):
 
 
 @pytest.fixture
-def hanging(make: Make, tmp_path: Path, gate: threading.Event) -> Callable[..., Pipeline]:
+def hanging(make: MakePipeline, tmp_path: Path, gate: threading.Event) -> Callable[..., Pipeline]:
     """Make a pipeline with two backups in ``a`` and ``b`` and a third in ``b`` alone; ``a`` hangs in one method."""
 
     def make_it(where: str, **options: Any) -> Pipeline:
@@ -167,10 +168,10 @@ def test_the_backup_in_the_other_store_is_there_all_the_same(hanging: Callable[.
 
 
 @pytest.mark.parametrize("after", [0, 20 * CHUNK])
-def test_a_restore_goes_on_from_the_next_store(make: Make, toy: Any, tmp_path: Path, gate: threading.Event, after: int) -> None:
+def test_a_restore_goes_on_from_the_next_store(make: MakePipeline, tmp_path: Path, gate: threading.Event, after: int) -> None:
     """A store that hangs in the middle of an object is left like one that is cut: the next one goes on at the same byte."""
     data = random.Random(1).randbytes(40_000_000)
-    dumper = toy(contents={"shop.dump": data})
+    dumper = ToyDumper(contents={"shop.dump": data})
     make(dump=dumper).backup()
     stuck = Hanging(url=str(tmp_path / "a"), where="read", gate=gate, after=after, ending="shop.dump")
     report = make(dump=dumper, stores=[stuck, str(tmp_path / "b")], stall_timeout=SHORT).restore(to="postgresql:///x")
@@ -189,7 +190,7 @@ def test_a_hang_is_no_damage(hanging: Callable[..., Pipeline], tmp_path: Path) -
     assert 1 == len(list((tmp_path / "b").rglob("verify-*-ok.json")))
 
 
-def test_the_catch_up_of_a_backup_ends(make: Make, tmp_path: Path, gate: threading.Event) -> None:
+def test_the_catch_up_of_a_backup_ends(make: MakePipeline, tmp_path: Path, gate: threading.Event) -> None:
     """A source that hangs while a backup copies what another store lacks: the backup is made, the error is told."""
     make(stores=[str(tmp_path / "a")]).backup(now=datetime.fromisoformat("2026-11-20T08:00:00Z"))
     stuck = Hanging(url=str(tmp_path / "a"), where="read", gate=gate, ending="shop.dump")
@@ -216,11 +217,9 @@ class Asked(Hanging):
 
 
 @pytest.mark.parametrize("where", ["entries", "write"])
-def test_the_dump_waits_for_one_answer_and_no_more(
-    make: Make, toy: Any, tmp_path: Path, gate: threading.Event, where: str
-) -> None:
+def test_the_dump_waits_for_one_answer_and_no_more(make: MakePipeline, tmp_path: Path, gate: threading.Event, where: str) -> None:
     """A store that answers nothing is dropped after one ``answer_timeout``, however long a stream may take, and asked no more."""
-    dumper = toy()
+    dumper = ToyDumper()
     stuck = Asked(url=str(tmp_path / "a"), where=where, gate=gate)
     pipeline = make(dump=dumper, stores=[stuck, str(tmp_path / "b")], answer_timeout=SHORT, summary="daily")
     began = time.monotonic()
@@ -231,9 +230,9 @@ def test_the_dump_waits_for_one_answer_and_no_more(
     assert ["entries", *(["write"] if where == "write" else [])] == stuck.calls
 
 
-def test_with_no_answer_from_any_store_nothing_is_dumped(make: Make, toy: Any, tmp_path: Path, gate: threading.Event) -> None:
+def test_with_no_answer_from_any_store_nothing_is_dumped(make: MakePipeline, tmp_path: Path, gate: threading.Event) -> None:
     """All are asked at once and waited for together; the run ends with 1 before the database is touched."""
-    dumper = toy()
+    dumper = ToyDumper()
     stores = [Hanging(url=str(tmp_path / name), where="entries", gate=gate) for name in ("a", "b", "c")]
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"no store is left. .*/a: cannot list .*/b: cannot list .*/c: cannot list ") as caught:
@@ -242,21 +241,21 @@ def test_with_no_answer_from_any_store_nothing_is_dumped(make: Make, toy: Any, t
     assert ([], 1) == (dumper.entered, caught.value.exit_code)
 
 
-def test_a_store_that_may_only_be_written_stays(make: Make, tmp_path: Path, gate: threading.Event) -> None:
+def test_a_store_that_may_only_be_written_stays(make: MakePipeline, tmp_path: Path, gate: threading.Event) -> None:
     """That listing is refused is an answer."""
     store = Asked(url=str(tmp_path / "a"), denied=True, gate=gate)
     report = make(stores=[store, str(tmp_path / "b")], auto_prune=False).backup()
     assert [True, True] == [result.ok for result in report.stores]
 
 
-def test_a_store_that_fails_at_once_is_dropped_by_its_own_error(make: Make, faulty: Any, tmp_path: Path) -> None:
+def test_a_store_that_fails_at_once_is_dropped_by_its_own_error(make: MakePipeline, tmp_path: Path) -> None:
     """It holds nobody up, and nothing is said of files there that were never begun."""
-    report = make(stores=[faulty(url=str(tmp_path / "a"), offline=True), str(tmp_path / "b")]).backup()
+    report = make(stores=[FaultyStore(url=str(tmp_path / "a"), offline=True), str(tmp_path / "b")]).backup()
     assert f"{tmp_path}/a: it is offline." == report.stores[0].error
     assert not (tmp_path / "a").exists()
 
 
-def test_stores_are_listed_at_once_and_in_order(make: Make, tmp_path: Path) -> None:
+def test_stores_are_listed_at_once_and_in_order(make: MakePipeline, tmp_path: Path) -> None:
     """Each answers when all were asked, so that several which give no answer cost the time of one."""
     together: Any = threading.Barrier(4)
     stores = [Hanging(url=str(tmp_path / name), where="entries", gate=together) for name in ("a", "b", "c")]
@@ -341,7 +340,7 @@ class Box:
 
 
 @pytest.fixture
-def box(desk: Any) -> Box:
+def box(desk: Desk) -> Box:
     """A desk with one backup of toys in two stores."""
     shutil.copy(TOYBOX, desk.folder)
     (desk.folder / "deadbox.py").write_text(DEADBOX)
@@ -489,7 +488,7 @@ def test_the_bounds_of_a_bounded_pipeline_are_shared(hanging: Callable[..., Pipe
     assert pipeline.policy(pipeline.stores[0]) == RetentionPolicy(min_good=1)
 
 
-def test_a_link_is_not_followed_for_ever(make: Make, tmp_path: Path, gate: threading.Event, monkeypatch: Any) -> None:
+def test_a_link_is_not_followed_for_ever(make: MakePipeline, tmp_path: Path, gate: threading.Event, monkeypatch: Any) -> None:
     """Whether two paths are one place is looked up when a pipeline is made, also on a mount whose server is gone."""
     real = os.path.realpath
 
