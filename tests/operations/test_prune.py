@@ -387,7 +387,7 @@ def test_ten_thousand_backups_in_fifty_pipelines(make: MakePipeline, capsys: pyt
 PRUNER = """
 import os, pathlib, signal, sys
 from pgsnap import RetentionPolicy, LocalStore, Pipeline
-from tests_toy import ToyDumper
+from toys import ToyDumper
 
 left = [int(sys.argv[2])]
 
@@ -409,8 +409,6 @@ sys.exit(report.exit_code)
 
 def test_killed_at_any_point(filled: FillPipeline, tmp_path: Path) -> None:
     """SIGKILL before each single change of the store: what is committed is whole at every moment, and the next run finishes."""
-    conftest = (Path(__file__).parent.parent / "conftest.py").read_text()
-    (tmp_path / "tests_toy.py").write_text(conftest)
     (tmp_path / "pruner.py").write_text(PRUNER)
     template = tmp_path / "template"
     store = LocalStore(url=str(template), fsync=False)
@@ -423,7 +421,7 @@ def test_killed_at_any_point(filled: FillPipeline, tmp_path: Path) -> None:
         mine = attrs.evolve(pipeline, stores=[LocalStore(url=str(folder), fsync=False)])
         done = subprocess.run(
             [sys.executable, str(tmp_path / "pruner.py"), str(folder), str(number)],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "shared")},
             capture_output=True,
             text=True,
             timeout=60,
