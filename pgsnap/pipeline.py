@@ -37,7 +37,7 @@ class Pipeline(PipelineSpec):
 
     def backups(self) -> Catalog:
         """Return what backups there are; see ``pgsnap.repository.catalog.Catalog``."""
-        return Catalog.read(self.name, self.bounded.stores)
+        return Catalog.read(self.name, self.time_limited.stores)
 
     def restore(
         self,
@@ -155,7 +155,7 @@ class Pipeline(PipelineSpec):
         """Ask every component what would fail if a backup started now. Connects, and changes nothing."""
         run = Run(self.name)
         run.encrypted = any(transform.encrypts for transform in self.transforms)
-        return [finding for component in self.bounded.components for finding in component.preflight(run)]
+        return [finding for component in self.time_limited.components for finding in component.preflight(run)]
 
     def examine(self) -> list[Finding]:
         """Try out every store: write, read, list, abort and delete in a folder of its own; see ``operations.doctor.examine``."""
@@ -163,4 +163,4 @@ class Pipeline(PipelineSpec):
 
         run = Run(self.name, timeout=self.timeout)
         with run.watched():
-            return [finding for store in self.bounded.stores for finding in examine(store, run)]
+            return [finding for store in self.time_limited.stores for finding in examine(store, run)]

@@ -125,10 +125,10 @@ def _print_table(session: Session, pipeline: Pipeline, catalog: Catalog) -> None
 
 
 def find_backup(session: Session, pipelines: Sequence[Pipeline], which: str) -> tuple[Pipeline, Catalog, Backup]:
-    """Find a backup among several pipelines; the one it belongs to is given back ``bounded``."""
+    """Find a backup among several pipelines; the one it belongs to is given back ``time_limited``."""
     found = []
     missing: list[PgsnapError] = []
-    for pipeline in (pipeline.bounded for pipeline in pipelines):
+    for pipeline in (pipeline.time_limited for pipeline in pipelines):
         catalog = pipeline.backups()
         try:
             found.append((pipeline, catalog, catalog.find(which)))
@@ -222,7 +222,7 @@ def verify(
     codes: list[int] = []
     documents: list[dict[str, object]] = []
     for pipeline in session.pipelines(names, READERS | {"notify"} if notify else READERS, stores):
-        pipeline = pipeline.bounded  # so that a store that gives no answer is waited for once, and not for each backup
+        pipeline = pipeline.time_limited  # so that a store that gives no answer is waited for once, and not for each backup
         try:
             ids = [backup.id for backup in pipeline.backups().backups] if every else [which]
         except PgsnapError as error:

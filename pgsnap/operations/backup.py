@@ -82,7 +82,7 @@ def backup(pipeline: PipelineSpec, *, progress: Progress | None = None, now: dat
     run.encrypted = any(transform.encrypts for transform in pipeline.transforms)
     if progress is not None:
         run.progress = progress
-    return _Backup(pipeline.bounded, run, started).run_it()
+    return _Backup(pipeline.time_limited, run, started).run_it()
 
 
 class _Backup:

@@ -33,7 +33,7 @@ def catch_up(pipeline: PipelineSpec, id: str, *, seconds: float, progress: Progr
     Args:
         id: The backup that was just committed.
     """
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     run = Run(pipeline.name, id, timeout=seconds, progress=progress)
     copied: dict[str, tuple[str, ...]] = {}
     errors: list[str] = []

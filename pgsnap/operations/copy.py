@@ -36,7 +36,7 @@ def copy(
         ConfigError: no store has that label.
         StoreError: no store can be listed.
     """
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress

@@ -68,7 +68,7 @@ def delete(pipeline: PipelineSpec, backup: str) -> MarkReport:
         BusyError: a prune or a copy is at work.
         Otherwise as ``acknowledge`` does.
     """
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     run = Run(pipeline.name, timeout=pipeline.timeout)
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     found = catalog.find(backup)
@@ -110,7 +110,7 @@ def _put(store: Store, pipeline: str, id: str, name: str) -> None:
 
 def _each(pipeline: PipelineSpec, backup: str, work: Callable[[Store, Backup], None]) -> MarkReport:
     """Do something in each store that holds a backup; raise only if it was done nowhere."""
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     found = catalog.find(backup)
     labels: list[str] = []

@@ -64,7 +64,7 @@ def prune(
         StoreError: no store can be listed.
     """
     now = now or datetime.now(UTC)
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress

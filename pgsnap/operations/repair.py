@@ -43,7 +43,7 @@ def repair(
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
-    report = _repaired(pipeline.bounded, backup, decode, record, progress)
+    report = _repaired(pipeline.time_limited, backup, decode, record, progress)
     return notify_result(pipeline, report) if notify else report
 
 

@@ -49,7 +49,7 @@ def restore(
 
 def open_source(pipeline: PipelineSpec, backup: str, run: Run) -> tuple[BackupSource, list[str]]:
     """Return a backup to read from, and the list into which each change of store is noted."""
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     notes: list[str] = []
 

@@ -186,7 +186,7 @@ class PipelineSpec:
         )
 
     @property
-    def bounded(self) -> Self:
+    def time_limited(self) -> Self:
         """The same pipeline with each call of a store bounded in time; whatever reads its stores begins with this.
 
         A store that gave no answer is known to what shares the result, and not asked again while the call is blocked.

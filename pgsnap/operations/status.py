@@ -88,7 +88,7 @@ def status(pipeline: PipelineSpec, *, max_age: float | None = None, now: datetim
         StoreError: no store can be listed.
     """
     now = now or datetime.now(UTC)
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     catalog = Catalog.read(pipeline.name, pipeline.stores)
     findings: list[Finding] = []
     stores = []

@@ -45,7 +45,7 @@ def verify(
         NotFound: there is no such backup.
         StoreError: no store can be listed.
     """
-    pipeline = pipeline.bounded
+    pipeline = pipeline.time_limited
     run = Run(pipeline.name, timeout=pipeline.timeout)
     if progress is not None:
         run.progress = progress

@@ -52,7 +52,7 @@ class TimeLimitedStore(Store):
     ahead by a thread; about 8 MiB of it are held.
     """
 
-    name: ClassVar[str] = "bounded"
+    name: ClassVar[str] = "time_limited"
 
     store: Store
     limits: Limits

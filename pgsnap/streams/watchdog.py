@@ -127,7 +127,7 @@ class Watchdog:
                 hands.error, hands.done = error, True
                 hands.changed.notify_all()
 
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(pull,), name="bounded", daemon=True)
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(pull,), name="watchdog", daemon=True)
         thread.start()
         left = seconds
         try:

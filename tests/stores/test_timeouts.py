@@ -475,16 +475,16 @@ def test_what_hangs_is_waited_for_once(tmp_path: Path, gate: threading.Event) ->
         assert (store.label, True) == (caught.value.label, caught.value.transient)
     assert threads == threading.active_count()
     gate.set()
-    while any(thread.name == "bounded" for thread in threading.enumerate()):
+    while any(thread.name == "watchdog" for thread in threading.enumerate()):
         time.sleep(0.01)
     assert 1 == store.write("x", (b"1",))
 
 
 def test_the_bounds_of_a_bounded_pipeline_are_shared(hanging: Callable[..., Pipeline]) -> None:
     """Bounding twice is bounding once, so that what one operation has found out the next one knows."""
-    pipeline = hanging("entries").bounded
-    assert pipeline.stores == pipeline.bounded.stores
-    assert pipeline.stores[0] is pipeline.bounded.stores[0]
+    pipeline = hanging("entries").time_limited
+    assert pipeline.stores == pipeline.time_limited.stores
+    assert pipeline.stores[0] is pipeline.time_limited.stores[0]
     assert pipeline.policy(pipeline.stores[0]) == RetentionPolicy(min_good=1)
 
 

@@ -81,10 +81,10 @@ def test_a_consumer_that_stops_closes_the_source_where_it_is_pulled() -> None:
     items = Watchdog().items(source, LONG)
     assert 0 == next(items)
     items.close()
-    assert ["bounded"] == closed
+    assert ["watchdog"] == closed
     del items
     gc.collect()
-    assert not any(thread.name == "bounded" for thread in threading.enumerate())
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("way", ["read", "write"])
