@@ -8,10 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from subprocess import DEVNULL
-from typing import IO
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -68,16 +67,8 @@ class ListeningRun(Run):
         super().__init__(pipeline, "20261122T080000Z-4f3a", encrypted=encrypted)
         self.children: list[Child] = []
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: int | IO[bytes] = DEVNULL,
-        stdout: int | IO[bytes] = DEVNULL,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Child:
-        child = super().spawn(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds)
+    def spawn(self, argv: Sequence[str], **given: Any) -> Child:
+        child = super().spawn(argv, **given)
         self.children.append(child)
         return child
 
@@ -342,19 +333,11 @@ def test_a_pg_dump_killed_while_it_waits_leaves_no_session_that_blocks_others(se
         threads: list[threading.Thread] = []
 
         class Killing(ListeningRun):
-            def spawn(
-                self,
-                argv: Sequence[str],
-                *,
-                stdin: int | IO[bytes] = DEVNULL,
-                stdout: int | IO[bytes] = DEVNULL,
-                env: Mapping[str, str] | None = None,
-                pass_fds: Sequence[int] = (),
-            ) -> Child:
+            def spawn(self, argv: Sequence[str], **given: Any) -> Child:
                 threads.append(threading.Thread(target=racer.execute, args=("TRUNCATE big",)))
                 threads[-1].start()
                 self.wait_for(1)
-                child = super().spawn(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds)
+                child = super().spawn(argv, **given)
                 self.wait_for(2)
                 child.process.kill()
                 return child

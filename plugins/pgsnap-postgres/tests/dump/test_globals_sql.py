@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from subprocess import DEVNULL
-from typing import IO, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -37,18 +36,10 @@ class Refusing(Run):
 
     instead: ClassVar[Sequence[str]] = ("ls", "/no/such/folder")
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: int | IO[bytes] = DEVNULL,
-        stdout: int | IO[bytes] = DEVNULL,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Child:
+    def spawn(self, argv: Sequence[str], **given: Any) -> Child:
         if Path(argv[0]).name == "pg_dumpall":
             argv = self.instead
-        return super().spawn(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds)
+        return super().spawn(argv, **given)
 
 
 def test_globals_that_cannot_be_read_are_noted_or_an_error(server18: Server, make_db: MakeDatabase) -> None:

@@ -11,8 +11,8 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -123,18 +123,10 @@ class MeddlingRun(Run):
         self._meddle = meddle
         self.started = 0
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: int | IO[bytes] = subprocess.DEVNULL,
-        stdout: int | IO[bytes] = subprocess.DEVNULL,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Child:
+    def spawn(self, argv: Sequence[str], **given: Any) -> Child:
         self.started += 1
         self._meddle(self.started)
-        return super().spawn(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds)
+        return super().spawn(argv, **given)
 
 
 def waiting(connection: psycopg.Connection[tuple[object, ...]], count: int) -> None:
