@@ -100,6 +100,48 @@ def test_quotes_and_blanks_around_are_dropped() -> None:
         assert ("h", "db", 1) == (target.host, target.dbname, len(target.notes))
 
 
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [
+        ("sslmode=verify-full&ssl=true", "verify-full"),
+        ("ssl=true&sslmode=verify-full", "verify-full"),
+        ("sslmode=verify-full&ssl=false", "verify-full"),
+        ("ssl=0&sslmode=verify-ca", "verify-ca"),
+        ("ssl=no-verify&sslmode=prefer", "require"),
+        ("sslmode=verify-full&sslmode=disable", "verify-full"),
+        ("sslmode=disable&ssl=1", "require"),
+    ],
+)
+def test_of_two_modes_of_tls_the_stricter_one_counts(query: str, mode: str) -> None:
+    """Whatever their order: a certificate that somebody wants verified is verified, and a note says so."""
+    target = parse_url(f"postgresql://u@h/db?{query}", {})
+    assert mode == target.params["sslmode"]
+    assert any(f"the strictest, {mode}, is used" in note for note in target.notes)
+
+
+@pytest.mark.parametrize(
+    ("query", "variable", "mode"),
+    [
+        ("ssl=true", "verify-full", "verify-full"),
+        ("ssl=false", "require", "require"),
+        ("ssl=verify-full", "require", "verify-full"),
+        ("sslmode=require", "verify-full", "require"),
+        ("", "verify-full", "verify-full"),
+    ],
+)
+def test_another_librarys_ssl_does_not_undo_the_variable(query: str, variable: str, mode: str) -> None:
+    """``sslmode`` in the URL goes before PGSSLMODE, as with libpq; ``ssl``, which libpq does not know, does not lower it."""
+    target = parse_url(f"postgresql://u@h/db?{query}", {"PGSSLMODE": variable})
+    assert {"sslmode": mode} == dict(target.params)
+
+
+@pytest.mark.parametrize("query", ["sslmode=verify_full", "ssl=yes", "sslmode=", "ssl=%2Fetc%2Fcert.pem"])
+def test_a_mode_of_tls_that_does_not_exist(query: str) -> None:
+    """It is refused with those that do."""
+    with pytest.raises(ConfigError, match=r"choose from disable, allow, prefer, require, verify-ca, verify-full\."):
+        parse_url(f"postgresql://u@h/db?{query}", {})
+
+
 def test_ssl_of_other_drivers_is_sslmode() -> None:
     assert {"sslmode": "require"} == dict(parse_url("postgres://u@h/db?ssl=true", {}).params)
     assert {"sslmode": "verify-full"} == dict(parse_url("postgres://u@h/db?ssl=verify-full", {}).params)

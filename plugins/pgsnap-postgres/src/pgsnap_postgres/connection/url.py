@@ -48,6 +48,10 @@ _FOREIGN = _words(
     sslaccept ssldebug sslidentity statement_cache_capacity statement_cache_size statement_timeout supa timeout
     uselibpqcompat workaround"""
 )
+_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""libpq's modes of TLS, the laxest first."""
+_SSL = {"true": "require", "1": "require", "no-verify": "require", "false": "prefer", "0": "prefer"}
+"""What other drivers write as ``ssl``, in libpq's words."""
 _OTHER_DATABASES = _words("mysql mariadb sqlite mssql oracle mongodb redis cockroachdb http https file")
 _VARIABLES = {
     "PGHOSTADDR": "hostaddr",
@@ -206,13 +210,13 @@ def _hosts(text: str) -> tuple[str, str]:
 def _parameters(query: str, notes: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     foreign: list[str] = []
+    modes: list[tuple[str, str]] = []
     for part in query.split("&") if query else ():
         key, equals, value = part.partition("=")
         if key in _FOREIGN:
             foreign.append(key)
-        elif key == "ssl":
-            found["sslmode"] = {"true": "require", "1": "require", "false": "prefer", "0": "prefer"}.get(value, value)
-            notes.append("The parameter 'ssl' of the database URL was read as libpq's 'sslmode'.")
+        elif key in ("ssl", "sslmode"):
+            modes.append((key, _mode(_decoded(value, f"parameter {key!r}"))))
         elif key == "service":
             raise ConfigError("the database URL names a 'service'; write the host, the port and the database instead.")
         elif key in _LIBPQ | _IDENTITY and equals:
@@ -225,7 +229,30 @@ def _parameters(query: str, notes: list[str]) -> dict[str, str]:
     if foreign:
         names = ", ".join(sorted(set(foreign)))
         notes.append(f"Parameters of the database URL that are meant for another library were dropped: {names}.")
+    if modes and {"ssl"} == {key for key, _ in modes}:
+        found["ssl"] = "yes"
+    if any(key == "ssl" for key, _ in modes):
+        notes.append("The parameter 'ssl' of the database URL was read as libpq's 'sslmode'.")
+    if modes:
+        found["sslmode"] = _strictest({mode for _, mode in modes}, "the database URL", notes)
     return found
+
+
+def _mode(value: str) -> str:
+    """Return libpq's word for a mode of TLS that a URL gives."""
+    mode = _SSL.get(value, value)
+    if mode not in _MODES:
+        shown = repr(value) if re.fullmatch(r"[A-Za-z_-]{1,20}", value) else "that cannot be read"
+        raise ConfigError(f"the database URL has an sslmode {shown}; choose from {', '.join(_MODES)}.")
+    return mode
+
+
+def _strictest(modes: set[str], where: str, notes: list[str]) -> str:
+    """Return the strictest of several modes: a second name of the setting must not undo what the first one demands."""
+    strict = max(modes, key=_MODES.index)
+    if len(modes) > 1:
+        notes.append(f"{where[:1].upper()}{where[1:]} names several modes of TLS; the strictest, {strict}, is used.")
+    return strict
 
 
 def _resolved(found: dict[str, str], variables: Mapping[str, str], notes: list[str]) -> Target:
@@ -238,6 +265,8 @@ def _resolved(found: dict[str, str], variables: Mapping[str, str], notes: list[s
     for variable, key in _VARIABLES.items():
         if variables.get(variable):
             found.setdefault(key, variables[variable])
+    if found.pop("ssl", "") and variables.get("PGSSLMODE") in _MODES:  # another library's word does not undo libpq's own
+        found["sslmode"] = _strictest({found["sslmode"], variables["PGSSLMODE"]}, "the environment or the URL", notes)
     user = found.pop("user", "") or _system_user()
     dbname = found.pop("dbname", "") or user
     if not dbname:
