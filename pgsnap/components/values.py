@@ -132,9 +132,8 @@ BACKUP_ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{4})")
 def check_name(name: str, what: str = "name") -> str:
     """Return ``name`` if it can name a pipeline or an artifact (it becomes a part of a key), else raise ConfigError."""
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what} {name!r} cannot be used: begin with a letter or digit and use at most 100 of A-Z a-z 0-9 . _ -"
-        )
+        shown = "" if re.search("[:@=]", name) else f" {name!r}"  # it may be a pasted URL with a password
+        raise ConfigError(f"{what}{shown} cannot be used: begin with a letter or digit and use at most 100 of A-Z a-z 0-9 . _ -")
     return name
 
 

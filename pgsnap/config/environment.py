@@ -145,23 +145,36 @@ def _name(environ: Mapping[str, str]) -> str:
     url = environ.get("DATABASE_URL", "")
     database = _database(url)
     if not database:
-        why = "does not name a database" if url else "is not set"
+        why = "does not name a database that can be read from it" if url else "is not set"
         raise ConfigError(f"the pipeline has no name: DATABASE_URL {why}, and PGSNAP_NAME is not set; set PGSNAP_NAME.")
     return escape_name(database)
 
 
-def _database(url: str) -> str:
-    """Return the database that a URL or a connection string names, as libpq reads it: else that of the user's name."""
-    if "://" not in url:
-        found = {key: quoted or bare for key, quoted, bare in re.findall(r"(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s']+))", url)}
+_PAIR = r"\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[^\s'=@/:]*)"
+
+
+def _database(text: str) -> str:
+    """Return the database that a URL or a connection string names, as libpq reads it: else that of the user's name.
+
+    What is not understood gives no name: a part of it may be a password, and the name becomes a folder in every store.
+    """
+    text = unquoted(text)
+    if "://" not in text:
+        if not re.fullmatch(rf"\s*{_PAIR}(?:\s+{_PAIR})*\s*", text):
+            return ""
+        found = {key: quoted or bare for key, quoted, bare in re.findall(r"(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s']+))", text)}
         return str(found.get("dbname") or found.get("user", ""))
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(text.removeprefix("jdbc:"))
     except ValueError:
+        return ""
+    path = parts.path.removeprefix("/")
+    rest = path + parts.query + parts.fragment
+    if parts.scheme.partition("+")[0] not in ("postgres", "postgresql") or "/" in path or "@" in rest or ":" in path:
         return ""
     query = parse_qs(parts.query)
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    return query.get("dbname", [""])[-1] or unquote(parts.path.strip("/")) or unquote(user)
+    return query.get("dbname", [""])[-1] or unquote(path) or unquote(user)
 
 
 def _directory(environ: Mapping[str, str]) -> str:
@@ -191,13 +204,23 @@ def _credentials(environ: Mapping[str, str]) -> list[str]:
         if len(given) == 1:
             other = pair[1 - pair.index(given[0])]
             problems.append(f"environment: {given[0]} is set without {other}; set both, or neither where the machine has a role.")
-    credentials = environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+    credentials = environ.get("GOOGLE_APPLICATION_CREDENTIALS", "").strip()
     if environ.get("GCS_BACKUP_BUCKET") and credentials:
-        if credentials.lstrip().startswith("{"):
+        variable = "environment: GOOGLE_APPLICATION_CREDENTIALS"
+        if unquoted(credentials).lstrip("'\" ").startswith("{"):
             try:
-                json.loads(credentials)
+                json.loads(unquoted(credentials))
             except ValueError:
-                problems.append("environment: GOOGLE_APPLICATION_CREDENTIALS begins like JSON, but is none; set it again, whole.")
+                problems.append(f"{variable} begins like JSON, but is none; set it again, whole.")
         elif not os.path.isfile(credentials):
-            problems.append(f"environment: GOOGLE_APPLICATION_CREDENTIALS is {credentials!r}, which is no file; correct it.")
+            # Anything else may be a key that somebody pasted.
+            harmless = re.fullmatch(r"[/.~][\w./ -]{0,200}|[\w.-]{1,100}\.json", credentials)
+            shown = f"is {credentials!r}, which is no file" if harmless else "names no file; it is not shown, it may be a key"
+            problems.append(f"{variable} {shown}; set it to the path of a service account's file, or to its JSON.")
     return problems
+
+
+def unquoted(text: str) -> str:
+    """Return a text without the quotes that an env file has kept around it, once."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -164,6 +164,14 @@ def test_bad_names(name: str) -> None:
         check_name(name, "the artifact's name")
 
 
+@pytest.mark.parametrize("name", ["postgresql://u:hunter22-canary@h/x", "PASSWORD=hunter22-canary", "u:hunter22-canary"])
+def test_a_name_that_may_be_a_url_is_not_shown(name: str) -> None:
+    """Somebody pasted it into the wrong variable."""
+    with pytest.raises(ConfigError, match="the pipeline's name cannot be used: begin with") as caught:
+        check_name(name, "the pipeline's name")
+    assert "canary" not in str(caught.value)
+
+
 @given(st.text())
 @example("a\ud800")
 def test_escaped_names_are_names(text: str) -> None:

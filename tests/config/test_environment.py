@@ -204,6 +204,49 @@ def test_the_name_is_the_databases(url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "pasted",
+    [
+        "DATABASE_URL=postgresql://u:hunter22-canary@h/x",
+        "export DATABASE_URL='postgresql://u:hunter22-canary@h/x'",
+        "psql postgresql://u:hunter22-canary@h/x",
+        "psql 'host=h password=hunter22-canary'",
+        "postgresql://u:hunter22/canary@h/x",
+        "postgresql://u:hunter22#canary@h/x",
+        "postgresql://u:hunter22?dbname=canary@h/x",
+        "Host=h;Username=u;Password=hunter22-canary;Database=x",
+        "mysql://u:p@h/hunter22-canary",
+        "hunter22-canary",
+        "password=hunter22-canary",
+    ],
+)
+def test_what_is_not_understood_gives_no_name(pasted: str) -> None:
+    """The name is a folder in every store, and no folder is called like a password."""
+    with pytest.raises(ConfigError, match="the pipeline has no name") as caught:
+        describe_environment({"DATABASE_URL": pasted, "HOME": "/h"})
+    assert "canary" not in str(caught.value)
+    assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("paste", ["{}", "'{}'", '"{}"', " {}\n", "X={}"])
+@pytest.mark.parametrize("secret", ['{"private_key": "hunter22-canary"', "eyJwcml2YXRlX2tleSI6Imh1bnRlcjIyLWNhbmFyeSJ9"])
+def test_pasted_credentials_are_not_shown(paste: str, secret: str) -> None:
+    """Whether they are JSON in quotes, half of it, or base64: only what looks like a path is repeated."""
+    environ = {"DATABASE_URL": URL, "HOME": "/h", "GCS_BACKUP_BUCKET": "b"}
+    with pytest.raises(ConfigError) as caught:
+        describe_environment({**environ, "GOOGLE_APPLICATION_CREDENTIALS": paste.format(secret)})
+    assert secret[4:30] not in str(caught.value)
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value)
+
+
+@pytest.mark.parametrize("paste", ["{}", "'{}'", " '{}'\n", '"{}"'])
+def test_json_in_quotes_is_understood(paste: str) -> None:
+    """An env file may keep the quotes that somebody wrote around it."""
+    environ = {"DATABASE_URL": URL, "HOME": "/h", "GCS_BACKUP_BUCKET": "b"}
+    made = describe_environment({**environ, "GOOGLE_APPLICATION_CREDENTIALS": paste.format('{"type": "service_account"}')})
+    assert "gs://b" == made.document["pipeline"]["shop"]["store"][1]["url"]
+
+
+@pytest.mark.parametrize(
     ("environ", "directory"),
     [
         ({"HOME": "/home/me"}, "/home/me/.local/share/pgsnap"),
@@ -253,7 +296,7 @@ def problems_of(environ: Mapping[str, str], registry: Registry, directory: Path,
         (
             {"DATABASE_URL": "postgresql://:hunter22-canary@h"},
             "environment: the pipeline has no name: DATABASE_URL does not name a "
-            "database, and PGSNAP_NAME is not set; set PGSNAP_NAME.",
+            "database that can be read from it, and PGSNAP_NAME is not set; set PGSNAP_NAME.",
         ),
         (
             {"DATABASE_URL": URL, "PGSNAP_NAME": "a/b"},
@@ -271,7 +314,8 @@ def problems_of(environ: Mapping[str, str], registry: Registry, directory: Path,
         ),
         (
             {"DATABASE_URL": URL, "GCS_BACKUP_BUCKET": "b", "GOOGLE_APPLICATION_CREDENTIALS": "/no/file"},
-            "environment: GOOGLE_APPLICATION_CREDENTIALS is '/no/file', which is no file; correct it.",
+            "environment: GOOGLE_APPLICATION_CREDENTIALS is '/no/file', which is no file; set it to the path of a service "
+            "account's file, or to its JSON.",
         ),
         (
             {"DATABASE_URL": URL, "GCS_BACKUP_BUCKET": "b", "GOOGLE_APPLICATION_CREDENTIALS": '{"private_key": "canary"'},

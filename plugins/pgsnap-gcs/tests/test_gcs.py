@@ -242,7 +242,7 @@ def test_credentials_are_a_path_or_the_json_itself(tmp_path: Path, monkeypatch: 
     account = service_account()
     path = tmp_path / "account.json"
     path.write_text(account)
-    for value in (account, str(path)):
+    for value in (account, str(path), f"'{account}'\n"):
         assert (
             "backup@p"
             in Gcs(url="gs://b", credentials=Secret(value))._connect()._system.credentials.credentials.service_account_email

@@ -175,7 +175,9 @@ def _system(settings: Settings, pid: int, given: str) -> Any:
     scopes = ["https://www.googleapis.com/auth/devstorage.read_write"]
     token: Any = "anon"
     if not settings.anonymous:
-        text = settings.credentials.reveal() if settings.credentials else given
+        text = (settings.credentials.reveal() if settings.credentials else given).strip()
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # as an env file may keep them
+            text = text[1:-1]
         try:
             load: Any = google.auth  # untyped
             if text.lstrip().startswith("{"):
