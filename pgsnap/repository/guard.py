@@ -2,8 +2,9 @@
 
 A blank branch, a replaced volume, a lost schema: the dump of the wrong or emptied database is whole, and pushes the good ones out
 of the store day by day. So sizes, rows and tables are compared with the largest of the last few good backups (with yesterday's
-alone, a tenth a day slips by), and the database's identity with that of the newest. What has collapsed is *suspect*: it is kept
-and reported, does not count as good, and freezes pruning until ``pgsnap ack ID``. What is acknowledged is the new measure.
+alone, a tenth a day slips by), and the database's identity with that of the newest; a backup without roles after one with them
+has lost something too. What has collapsed is *suspect*: it is kept and reported, does not count as good, and freezes pruning
+until ``pgsnap ack ID``. What is acknowledged is the new measure.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def check(new: Manifest, history: Sequence[Manifest], guard: Guard) -> tuple[str
         others = [total for m in before if (total := _total(m, what)) is not None]
         if number is not None and (collapsed := _collapse(number, others, share)):
             reasons.append(f"it has {number:,} {what} and one of the last {len(others)} had {collapsed:,}")
+    if _total(new, "roles") == 0 and (most := max(_total(m, "roles") or 0 for m in before)):
+        reasons.append(f"it has no roles and one of the last {len(before)} had {most:,}")
     if guard.identity and (other := _differing(new, before[-1])):
         reasons.append(f"it is of another database than {before[-1].id}: {other}")
     return tuple(reasons)

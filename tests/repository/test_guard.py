@@ -57,6 +57,21 @@ def test_the_sentence_names_both_numbers() -> None:
     ) == check(new, [old], Guard())
 
 
+@pytest.mark.parametrize(
+    ("now", "before", "said"),
+    [
+        ({"roles": 0}, [{"roles": 12}, {"roles": 3}], "it has no roles and one of the last 2 had 12"),
+        ({"roles": 1}, [{"roles": 12}], ""),
+        ({"roles": 0}, [{"roles": 0}, {}], ""),
+        ({}, [{"roles": 12}], ""),
+    ],
+)
+def test_roles_that_are_gone(now: dict[str, int], before: list[dict[str, int]], said: str) -> None:
+    """A backup without any after one with some lacks what a restore needs; one that takes none on purpose counts none."""
+    history = [manifest(number, totals=totals) for number, totals in enumerate(before)]
+    assert ((said,) if said else ()) == check(manifest(9, totals=now), history, Guard())
+
+
 def test_a_tenth_a_day_does_not_slip_by() -> None:
     """Against yesterday alone it always would."""
     history = [manifest(0, 1_000_000)]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from pgsnap import DumpError, Run
 from pgsnap.streams.process import Child
@@ -14,7 +16,8 @@ from pgsnap_postgres import PgDump
 from pgsnap_postgres.archive.plaintext import check_plain
 from pgsnap_postgres.dump.globals_sql import connection_argument, missing_roles
 from pgsnap_postgres.server import Server
-from pgsnap_postgres.testing import MakeDatabase
+from pgsnap_postgres.testing import MakeDatabase, database_name
+from waiting import wait_for
 
 TEXT = 'CREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nCREATE ROLE "The ""Boss""";\n-- CREATE ROLE ghost;\n'
 
@@ -34,7 +37,9 @@ def test_a_name_that_looks_like_a_connection_string_is_wrapped(name: str, expect
 class Refusing(Run):
     """Starts something that fails wherever pg_dumpall is asked for, as a hosted server without rights on its roles does."""
 
-    instead: ClassVar[Sequence[str]] = ("ls", "/no/such/folder")
+    instead: ClassVar[Sequence[str]] = (
+        "sh", "-c", "echo 'pg_dumpall: error: query failed: ERROR:  permission denied for table pg_roles' >&2; exit 1",
+    )  # fmt: skip
 
     def spawn(self, argv: Sequence[str], **given: Any) -> Child:
         if Path(argv[0]).name == "pg_dumpall":
@@ -49,9 +54,86 @@ def test_globals_that_cannot_be_read_are_noted_or_an_error(server18: Server, mak
         texts = [b"".join(artifact.open()) for artifact in dump.artifacts]
     assert b"-- The globals are not here" in texts[2]
     assert {"passwords": False, "complete": False} == dump.facts["globals"]
-    assert "The roles could not be read and are not in this backup." in dump.facts["notes"]
-    with PgDump(url=url, globals="yes").dump(Refusing()) as dump, pytest.raises(DumpError, match="/no/such/folder"):
+    assert "The roles may not be read and are not in this backup." in dump.facts["notes"]
+    assert 0 == dump.facts["totals"]["roles"]
+    with PgDump(url=url, globals="yes").dump(Refusing()) as dump, pytest.raises(DumpError, match="permission denied"):
         b"".join(dump.artifacts[2].open())
+
+
+class Listening(Run):
+    """Keeps what was started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[Sequence[str]] = []
+
+    def spawn(self, argv: Sequence[str], **given: Any) -> Child:
+        self.started.append(argv)
+        return super().spawn(argv, **given)
+
+
+class Failing(Refusing):
+    """Fails for a reason that is no lack of rights."""
+
+    instead: ClassVar[Sequence[str]] = (
+        "sh", "-c", "echo 'pg_dumpall: error: query failed: ERROR:  canceling statement due to statement timeout' >&2; exit 1",
+    )  # fmt: skip
+
+
+def test_any_other_failure_ends_the_backup(server18: Server, make_db: MakeDatabase) -> None:
+    """A backup that lost its roles to a timeout or a broken connection would look good for a year."""
+    with PgDump(url=make_db(server18)).dump(Failing()) as dump, pytest.raises(DumpError, match="statement timeout"):
+        b"".join(dump.artifacts[2].open())
+
+
+@pytest.mark.parametrize("where", ["role", "database", "url"])
+def test_a_timeout_does_not_lose_the_roles(server18: Server, make_db: MakeDatabase, where: str) -> None:
+    """pg_dumpall does not switch timeouts off by itself, as pg_dump does."""
+    url = make_db(server18)
+    name = database_name(url)
+    hurried = server18.database_url(name, user="hurried", password="h")
+    with psycopg.connect(url, autocommit=True) as setup:
+        setup.execute("DROP ROLE IF EXISTS hurried")
+        setup.execute("CREATE ROLE hurried LOGIN SUPERUSER PASSWORD 'h'")
+        try:
+            if where == "role":
+                setup.execute(
+                    "ALTER ROLE hurried SET statement_timeout = '900ms'; ALTER ROLE hurried SET idle_session_timeout = '9s'"
+                )
+            elif where == "database":
+                setup.execute(sql.SQL("ALTER DATABASE {} SET statement_timeout = '900ms'").format(sql.Identifier(name)))
+            else:
+                hurried += "?options=-c%20statement_timeout%3D900%20-c%20work_mem%3D1MB"
+            run = Listening()
+            with PgDump(url=hurried).dump(run) as dump:
+                texts = [b"".join(artifact.open()) for artifact in dump.artifacts]
+        finally:
+            setup.execute("DROP ROLE hurried")
+    [started] = [argv for argv in run.started if Path(argv[0]).name == "pg_dumpall"]
+    assert "-c statement_timeout=0" in started[2]
+    assert (where == "url") == ("work_mem=1MB" in started[2])
+    assert b"CREATE ROLE hurried;" in texts[2]
+    assert dump.facts["totals"]["roles"] >= 2
+
+
+def test_pg_dumpall_has_left_before_the_dump_is_read(server18: Server, make_db: MakeDatabase) -> None:
+    """It does not sit in its session behind a full pipe while the main dump flows for hours."""
+    url = make_db(server18)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pg_dumpall%'"
+    with psycopg.connect(url, autocommit=True) as looker:
+        for number in range(300):  # more than a pipe holds
+            looker.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(f"pgsnap_many_{number}")))
+            looker.execute(
+                sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(f"pgsnap_many_{number}"), sql.Literal("x" * 9000))
+            )
+        try:
+            with PgDump(url=url).dump(Run()) as dump:
+                wait_for(lambda: looker.execute(query).fetchone() == (0,), "pg_dumpall to end though nobody reads")
+                texts = [b"".join(artifact.open()) for artifact in dump.artifacts]
+            assert len(texts[2]) > 2_000_000
+        finally:
+            for number in range(300):
+                looker.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(f"pgsnap_many_{number}")))
 
 
 class CutShort(Refusing):

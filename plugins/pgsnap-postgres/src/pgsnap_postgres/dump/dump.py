@@ -273,11 +273,12 @@ class _Attempt:
                 stream.close()
 
         if self._globals is not None:
-            self._globals.child.release()
+            self._globals.release()
 
     def _begin_globals(self) -> Begun:
         taking = self._taking
-        return begin_globals(taking.clients, taking.service, taking.sessions, taking.target.dbname, taking.run)
+        options = taking.target.params.get("options", "")
+        return begin_globals(taking.clients, taking.service, taking.sessions, taking.target.dbname, options, taking.run)
 
     def _open_main(self) -> Stream:
         assert self._main is not None
@@ -322,8 +323,10 @@ class _Attempt:
         taking = self._taking
         with in_a_sentence(taking.target, "to give its roles"):
             begun, self._globals = self._globals or self._begin_globals(), None
-            taken = take_globals(begun, taking.run, needed=taking.options.globals == "yes", owners=self.facts.get("roles", ()))
+            needed, owners = taking.options.globals == "yes", self.facts.get("roles", ())
+            taken = take_globals(begun, taking.sessions, taking.run, needed=needed, owners=owners)
         self.facts["globals"] = {"passwords": taken.passwords, "complete": taken.complete}
+        self.facts["totals"]["roles"] = taken.roles
         for note in taken.notes:
             self._note(note)
         yield taken.text
