@@ -409,7 +409,7 @@ def test_what_cannot_be_reached_is_one_sentence_with_the_next_step(
             f"postgresql://canary:{secret}@{here}/no_such_db": 'database "no_such_db" does not exist; correct the database',
             f"postgresql://canary:{secret}@127.0.0.1:{dead}/x": "refused.*; check the host and the port",
             f"postgresql://canary:{secret}@no-such-host.invalid/x": "; correct the host in the URL",
-            f"postgresql://canary:{secret}@{here}/postgres?sslmode=nonsense": "sslmode.*; check",
+            f"postgresql://canary:{secret}@{here}/postgres?target_session_attrs=nonsense": "target_session_attrs.*; check",
         }.items():
             dumper = PgDump(url=Secret(url))
             with pytest.raises(DumpError, match=words) as caught, dumper.dump(ListeningRun()):
